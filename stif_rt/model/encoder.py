@@ -1,0 +1,217 @@
+"""The encoder: Zooming SlowMo (CVPR 2020) without its head. Two frames in, three 64-channel feature maps out.
+
+Layer names are those of published checkpoints.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.deform_conv import TAPS, deform_conv2d
+
+DEFORMABLE_GROUPS = 8
+OFFSETS = 2 * TAPS * DEFORMABLE_GROUPS
+
+Pyramid = tuple[Tensor, Tensor, Tensor]
+"""Feature maps at full, half and quarter size: [B, 64, h, w], [B, 64, h/2, w/2], [B, 64, h/4, w/4]."""
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+def leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.1)
+
+
+def upsample2(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv2(ReLU(conv1(x)))."""
+
+    def __init__(self, channels: int = CHANNELS) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, channels)
+        self.conv2 = conv(channels, channels)
+        for layer in (self.conv1, self.conv2):
+            nn.init.normal_(layer.weight, std=0.1 * math.sqrt(2 / (9 * channels)))
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class DeformableConv(nn.Module):
+    """Modulated deformable convolution of x, whose offsets and modulation are predicted from another map."""
+
+    def __init__(self, channels: int = CHANNELS) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.conv_offset_mask = conv(channels, OFFSETS + OFFSETS // 2)
+        nn.init.uniform_(self.weight, -1 / math.sqrt(9 * channels), 1 / math.sqrt(9 * channels))
+        nn.init.zeros_(self.conv_offset_mask.weight)
+        nn.init.zeros_(self.conv_offset_mask.bias)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        offset, mask = self.conv_offset_mask(guide).split((OFFSETS, OFFSETS // 2), 1)
+        return deform_conv2d(x, offset, mask.sigmoid(), self.weight, self.bias)
+
+
+class PyramidConvs(nn.Module):
+    """The four convolutions of a feature pyramid. A base class, because published names keep them flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fea_L2_conv1 = conv(CHANNELS, CHANNELS, stride=2)
+        self.fea_L2_conv2 = conv(CHANNELS, CHANNELS)
+        self.fea_L3_conv1 = conv(CHANNELS, CHANNELS, stride=2)
+        self.fea_L3_conv2 = conv(CHANNELS, CHANNELS)
+
+    def pyramid(self, level1: Tensor) -> Pyramid:
+        level2 = leaky(self.fea_L2_conv2(leaky(self.fea_L2_conv1(level1))))
+        level3 = leaky(self.fea_L3_conv2(leaky(self.fea_L3_conv1(level2))))
+        return level1, level2, level3
+
+
+class Alignment(nn.Module):
+    """Aligns two pyramids to the time between them, each with its own weights: ``_1`` first to second, ``_2`` back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for side in "12":
+            for level in "321":
+                self.add_module(f"L{level}_offset_conv1_{side}", conv(2 * CHANNELS, CHANNELS))
+                if level == "3":
+                    self.add_module(f"L3_offset_conv2_{side}", conv(CHANNELS, CHANNELS))
+                else:
+                    self.add_module(f"L{level}_offset_conv2_{side}", conv(2 * CHANNELS, CHANNELS))
+                    self.add_module(f"L{level}_offset_conv3_{side}", conv(CHANNELS, CHANNELS))
+                    self.add_module(f"L{level}_fea_conv_{side}", conv(2 * CHANNELS, CHANNELS))
+                self.add_module(f"L{level}_dcnpack_{side}", DeformableConv())
+
+    def one_side(self, source: Pyramid, other: Pyramid, side: str) -> Tensor:
+        """Coarse to fine: at each level the offset feature (doubled) and the aligned feature of the level above."""
+
+        def layer(name: str) -> nn.Module:
+            return self.get_submodule(f"{name}_{side}")
+
+        offset = leaky(layer("L3_offset_conv1")(torch.cat((source[2], other[2]), 1)))
+        offset = leaky(layer("L3_offset_conv2")(offset))
+        aligned = leaky(layer("L3_dcnpack")(source[2], offset))
+        for level in (2, 1):
+            coarse, x = offset, source[level - 1]
+            offset = leaky(layer(f"L{level}_offset_conv1")(torch.cat((x, other[level - 1]), 1)))
+            offset = leaky(layer(f"L{level}_offset_conv2")(torch.cat((offset, 2 * upsample2(coarse)), 1)))
+            offset = leaky(layer(f"L{level}_offset_conv3")(offset))
+            aligned = torch.cat((layer(f"L{level}_dcnpack")(x, offset), upsample2(aligned)), 1)
+            aligned = layer(f"L{level}_fea_conv")(aligned)
+            if level == 2:
+                aligned = leaky(aligned)
+        return aligned
+
+    def forward(self, first: Pyramid, second: Pyramid) -> Tensor:
+        """[B, 128, h, w]: the first pyramid aligned, then the second."""
+        return torch.cat((self.one_side(first, second, "1"), self.one_side(second, first, "2")), 1)
+
+
+class StateAlignment(PyramidConvs):
+    """Aligns a recurrent state with the current input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pcd_align = Alignment()
+        self.fusion = conv(2 * CHANNELS, CHANNELS, 1)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return self.fusion(self.pcd_align(self.pyramid(x), self.pyramid(state)))
+
+
+class Gates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(2 * CHANNELS, 4 * CHANNELS)
+
+
+class DeformableConvLSTM(nn.Module):
+    """ConvLSTM whose hidden and cell states are aligned with the input before each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pcd_h = StateAlignment()
+        self.pcd_c = StateAlignment()
+        self.cell_list = nn.ModuleList((Gates(),))
+
+    def forward(self, sequence: list[Tensor]) -> list[Tensor]:
+        hidden = cell = torch.zeros_like(sequence[0])
+        outputs = []
+        for x in sequence:
+            hidden, cell = self.pcd_h(x, hidden), self.pcd_c(x, cell)
+            gates = self.cell_list[0].conv(torch.cat((x, hidden), 1))
+            i, f, o, g = gates.chunk(4, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        return outputs
+
+
+class BidirectionalLSTM(nn.Module):
+    """One cell run over the sequence forwards and backwards; a 1x1 convolution merges the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward_net = DeformableConvLSTM()
+        self.conv_1x1 = conv(2 * CHANNELS, CHANNELS, 1)
+
+    def forward(self, sequence: list[Tensor]) -> list[Tensor]:
+        forward = self.forward_net(sequence)
+        backward = self.forward_net(sequence[::-1])[::-1]
+        return [self.conv_1x1(torch.cat(pair, 1)) for pair in zip(forward, backward, strict=True)]
+
+
+class Encoder(PyramidConvs):
+    """Frames to features. See the module's docstring for the origin of the names."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.conv_first = conv(3, CHANNELS)
+        self.feature_extraction = nn.Sequential(*(ResidualBlock() for _ in range(config.front_blocks)))
+        self.pcd_align = Alignment()
+        self.fusion = conv(2 * CHANNELS, CHANNELS, 1)
+        if config.recurrent:
+            self.ConvBLSTM = BidirectionalLSTM()
+        self.recon_trunk = nn.Sequential(*(ResidualBlock() for _ in range(config.back_blocks)))
+        if config.upsampling_head:
+            self.upconv1 = conv(CHANNELS, 4 * CHANNELS)
+            self.upconv2 = conv(CHANNELS, 4 * CHANNELS)
+            self.HRconv = conv(CHANNELS, CHANNELS)
+            self.conv_last = conv(CHANNELS, 3)
+        self.recurrent = config.recurrent
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features of a sequence of frames and of the times midway between neighbours.
+
+        frames: [B, N, 3, h, w], RGB in [0, 1], N >= 2 (2 for STIF), h and w multiples of 4.
+        Returns [B, 2N - 1, 64, h, w] in time order. Raises ValueError for other shapes.
+        """
+        if frames.ndim != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
+            raise ValueError(f"frames must be [B, N >= 2, 3, h, w], not {list(frames.shape)}")
+        B, N, _, h, w = frames.shape
+        if h % 4 or w % 4:
+            raise ValueError(f"height and width must be multiples of 4, not {h}x{w}: pad the frames first")
+        levels = self.pyramid(self.feature_extraction(leaky(self.conv_first(frames.flatten(0, 1)))))
+        split = [level.unflatten(0, (B, N)).unbind(1) for level in levels]
+        pyramids = [(split[0][n], split[1][n], split[2][n]) for n in range(N)]
+
+        sequence = [pyramids[0][0]]
+        for before, after in zip(pyramids, pyramids[1:], strict=False):
+            sequence += [self.fusion(self.pcd_align(before, after)), after[0]]
+        if self.recurrent:
+            sequence = self.ConvBLSTM(sequence)
+        maps = torch.stack(sequence, 1)
+        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (B, 2 * N - 1))

@@ -1,0 +1,313 @@
+"""Load a model once, encode a pair of frames, render the picture between them at any time and size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stif_rt.engines import Engine, make_engine
+from stif_rt.kernels import make_kernels
+from stif_rt.kernels.interface import Box, Kernels, Projections
+from stif_rt.model.checkpoints import load_model
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.coordinates import Geometry, make_geometry, to_pixels, warp_coordinates
+from stif_rt.model.implicit_functions import check_time
+
+BUNDLED = "stif-s.safetensors"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+Picture = NDArray[np.uint8] | NDArray[np.float32] | Tensor
+Scale = float | None
+Size = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    projections: Projections
+    size: tuple[int, int]
+
+
+class Runtime:
+    """A model on one device. Not for several threads at once: it holds the current pair of frames.
+
+    Made by ``Runtime.load``. ``max_memory``: bytes of working memory for one call of ``render``, besides the pair's
+    own features and what is returned; larger frames are rendered in pieces, with the same result.
+    """
+
+    def __init__(
+        self, config: Config, engine: Engine, kernels: Kernels, device: torch.device, dtype: torch.dtype, max_memory: int
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.max_memory = max_memory
+        self._engine = engine
+        self._kernels = kernels
+        self._pair: _Pair | None = None
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        kernels: str = "auto",
+        encoder: str = "auto",
+        max_memory: int = 2 << 30,
+    ) -> "Runtime":
+        """A runtime with the given weights.
+
+        weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones. device: ``auto`` (a GPU if
+        there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16`` or ``bfloat16``. kernels,
+        encoder: names that ``stif-rt info`` lists, or ``auto``.
+
+        Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
+        RuntimeError, with the reason, for a device or backend that cannot run here.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        if max_memory <= 0:
+            raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
+        chosen = _device(device)
+        model = load_model(bundled_weights() if weights is None else Path(weights))
+        return cls(
+            model.config,
+            make_engine(encoder, model.encoder, chosen, DTYPES[dtype]),
+            make_kernels(kernels, model.implicit_functions, chosen, DTYPES[dtype]),
+            chosen,
+            DTYPES[dtype],
+            max_memory,
+        )
+
+    @torch.inference_mode()
+    def encode(self, frame0: Picture, frame1: Picture) -> None:
+        """Takes the pair of frames that following calls of ``render`` lie between.
+
+        frame0 (t = 0), frame1 (t = 1): RGB of one size, from 1x1 up: uint8 [h, w, 3] or floating-point [3, h, w] in
+        [0, 1], arrays or tensors. Raises TypeError or ValueError for anything else.
+        """
+        self._pair = None
+        frames = torch.stack([_frame(frame0, "frame0"), _frame(frame1, "frame1")])[None].to(self.device)
+        h, w = frames.shape[-2:]
+        padded = F.pad(frames.flatten(0, 1), (0, -w % 4, 0, -h % 4), mode="replicate")[None]
+        features = self._engine(padded)[..., :h, :w]  # cropped again, so that coordinates are those of the frames
+        self._pair = _Pair(self._kernels.project(features, frames), (h, w))
+
+    @torch.inference_mode()
+    def render(
+        self,
+        t: float | Sequence[float],
+        scale: Scale = None,
+        *,
+        size: Size = None,
+        region: tuple[int, int, int, int] | None = None,
+        output: Literal["float32", "uint8"] = "float32",
+    ) -> Tensor:
+        """The picture at time ``t``, between the two encoded frames.
+
+        t: a number in [0, 1], or a sequence of T of them. scale: output pixels per input pixel, any positive number
+        (default 1); or size: (H, W), any two integers, which need not have the input's shape.
+        region: (y, x, height, width) in output pixels; that part of the picture only, equal to the same part of the
+        whole one.
+
+        Returns float32 [3, H, W] in [0, 1], or for ``output="uint8"`` uint8 [H, W, 3]; with a leading axis T where t
+        is a sequence. On the runtime's device.
+        Raises RuntimeError before ``encode``, and ValueError for values outside these ranges.
+        """
+        if output not in ("float32", "uint8"):
+            raise ValueError(f"output must be 'float32' or 'uint8', not {output!r}")
+        times, geometry, box = self._request(t, scale, size, region)
+        rgb = torch.empty(len(times), 3, box.height, box.width, device=self.device)
+        for index in range(len(times)):
+            self._render(rgb[index], times[None, index : index + 1], geometry, box, box)
+        if output == "uint8":
+            result = (rgb.clamp_(0, 1) * 255).round_().byte().movedim(1, -1)
+        else:
+            result = rgb.clamp_(0, 1)
+        return result if isinstance(t, Sequence) else result[0]
+
+    @torch.inference_mode()
+    def flow(self, t: float, scale: Scale = None, *, size: Size = None) -> Tensor:
+        """Where the two frames are read for the picture at time ``t``: float32 [4, H, W], (x0, y0, x1, y1).
+
+        In output pixels, relative to each output pixel. Arguments and errors as for ``render``; ValueError for a
+        model without flow.
+        """
+        if not self.config.flow:
+            raise ValueError("this model predicts no flow (the paper's '-f' variant)")
+        times, geometry, box = self._request(t, scale, size, None)
+        assert self._pair is not None
+        flow = torch.empty(4, box.height, box.width, device=self.device)
+        for part in _split(box, self._affordable_pixels()):
+            _, piece = self._kernels.implicit(self._pair.projections, times[None], geometry, part)
+            assert piece is not None
+            flow[:, part.top : part.top + part.height, part.left : part.left + part.width] = piece[0, 0].movedim(-1, 0)
+        return flow
+
+    def _request(
+        self, t: float | Sequence[float], scale: Scale, size: Size, region: tuple[int, int, int, int] | None
+    ) -> tuple[Tensor, Geometry, Box]:
+        """Checked arguments: times [T], geometry and the box to render."""
+        if self._pair is None:
+            raise RuntimeError("there is nothing to render yet: call encode(frame0, frame1) first")
+        values = list(t) if isinstance(t, Sequence) else [t]
+        if not values:
+            raise ValueError("t is an empty sequence: give at least one time")
+        for value in values:
+            if not 0 <= value <= 1:
+                raise ValueError(f"t must lie in [0, 1], between the two frames; got {value}")
+        times = torch.tensor(values, dtype=torch.float32, device=self.device)
+        check_time(self.config, times)
+        H, W = output_size(self._pair.size, scale, size)
+        box = Box(0, 0, H, W)
+        if region is not None:
+            box = Box(*(_integer(value, "region") for value in region))
+            if box.height < 1 or box.width < 1 or not Box(0, 0, H, W).contains(box):
+                raise ValueError(f"region (y, x, height, width) {tuple(region)} does not lie in the {H}x{W} picture")
+        return times, make_geometry(self.config, self._pair.size, (H, W)).to(self.device), box
+
+    def _affordable_pixels(self) -> int:
+        """Output pixels whose spatial feature and flow fit the memory budget."""
+        return self.max_memory // (CHANNELS * self.dtype.itemsize + 16)
+
+    def _render(self, rgb: Tensor, times: Tensor, geometry: Geometry, region: Box, whole: Box) -> None:
+        """Renders ``region`` into its place in ``rgb``, [3, ...] over the box ``whole``; in halves where it is large.
+
+        A pixel reads the spatial feature where its flow points, which may be outside the region: then the feature is
+        computed again over the box that is read.
+        """
+        assert self._pair is not None
+        box = region
+        if region.pixels <= self._affordable_pixels():
+            feature, flow = self._kernels.implicit(self._pair.projections, times, geometry, region)
+            if feature is not None and region != Box(0, 0, *geometry.outputs):
+                box = _reach(region, flow, geometry)
+                if box != region and box.pixels <= self._affordable_pixels():
+                    feature, _ = self._kernels.implicit(self._pair.projections, times, geometry, box)
+        if max(region.pixels, box.pixels) > self._affordable_pixels():
+            if region.pixels == 1:
+                raise RuntimeError(
+                    f"max_memory = {self.max_memory} bytes is too little: the flow of one pixel spans "
+                    f"{box.height}x{box.width} pixels"
+                )
+            for half in _halves(region):
+                self._render(rgb, times, geometry, half, whole)
+            return
+        top, left = region.top - whole.top, region.left - whole.left
+        decoded = self._kernels.decode(self._pair.projections, feature, flow, times, geometry, region, box)
+        rgb[:, top : top + region.height, left : left + region.width] = decoded[0, 0]
+
+
+def bundled_weights() -> Path:
+    """The weights that come with the package."""
+    return Path(str(files("stif_rt") / "weights" / BUNDLED))
+
+
+def output_size(inputs: tuple[int, int], scale: Scale, size: Size) -> tuple[int, int]:
+    """(H, W) for a scale or a size; scale 1 for neither. Raises ValueError where both are given or one is unusable."""
+    if scale is not None and size is not None:
+        raise ValueError("give either scale or size, not both")
+    if size is not None:
+        H, W = (_integer(value, "size") for value in size)
+    else:
+        factor = 1.0 if scale is None else float(scale)
+        if not (factor > 0 and math.isfinite(factor)):
+            raise ValueError(f"scale must be a positive number, not {scale}")
+        H, W = (max(1, round(n * factor)) for n in inputs)
+    if H < 1 or W < 1:
+        raise ValueError(f"size (H, W) must be at least 1x1, not {H}x{W}")
+    return H, W
+
+
+def _integer(value: int, name: str) -> int:
+    if int(value) != value:
+        raise ValueError(f"{name} must be whole pixels, not {value}")
+    return int(value)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device {name!r} cannot be used: PyTorch sees no CUDA GPU on this machine")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"device {name!r} cannot be used: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return device
+
+
+def _frame(picture: Picture, name: str) -> Tensor:
+    """float32 [3, h, w] in [0, 1] from either form of input."""
+    x = torch.as_tensor(picture)
+    if x.ndim != 3:
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be uint8 [h, w, 3] or floating-point [3, h, w]")
+    if x.dtype == torch.uint8:
+        if x.shape[2] != 3:
+            raise ValueError(f"{name} is uint8 {list(x.shape)}; uint8 frames are [h, w, 3], RGB")
+        x = x.movedim(-1, 0).float() / 255
+    elif not x.is_floating_point():
+        raise TypeError(f"{name} is {x.dtype}; frames are uint8 in 0..255 or floating-point in [0, 1]")
+    elif x.shape[0] != 3:
+        raise ValueError(f"{name} is {x.dtype} {list(x.shape)}; floating-point frames are [3, h, w], RGB")
+    if x.numel() == 0:
+        raise ValueError(f"{name} is empty: {list(x.shape)}")
+    x = x.float()
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    low, high = x.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; floating-point frames must lie in [0, 1]")
+    return x
+
+
+def _reach(region: Box, flow: Tensor | None, geometry: Geometry) -> Box:
+    """The smallest box that holds ``region`` and every pixel of the spatial feature that its flow reads.
+
+    One pixel wider than computed, for backends that round positions differently.
+    """
+    H, W = geometry.outputs
+    ranges = []
+    for axis, component, dim, first, count, size in (
+        (geometry.vertical, 1, 2, region.top, region.height, H),
+        (geometry.horizontal, 0, 3, region.left, region.width, W),
+    ):
+        low, high = first, first + count - 1
+        for k in (0, 2):
+            moved = torch.zeros((), device=axis.cells.device).expand(1, 1, region.height, region.width)
+            if flow is not None:
+                moved = flow[..., k + component]
+            near, far = to_pixels(warp_coordinates(moved, axis, first, dim), size).aminmax()
+            low, high = min(low, math.floor(near) - 1), max(high, math.floor(far) + 2)
+        low, high = max(low, 0), min(high, size - 1)
+        ranges.append((low, high - low + 1))
+    (top, height), (left, width) = ranges
+    return Box(top, left, height, width)
+
+
+def _halves(box: Box) -> tuple[Box, Box]:
+    """Split across the longer side."""
+    top, left, height, width = box
+    if height >= width:
+        half = height // 2
+        return Box(top, left, half, width), Box(top + half, left, height - half, width)
+    half = width // 2
+    return Box(top, left, height, half), Box(top, left + half, height, width - half)
+
+
+def _split(box: Box, pixels: int) -> list[Box]:
+    """Pieces of at most that many pixels, or of one."""
+    if box.pixels <= max(pixels, 1):
+        return [box]
+    return [piece for half in _halves(box) for piece in _split(half, pixels)]

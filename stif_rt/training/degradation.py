@@ -1,0 +1,42 @@
+"""Bicubic resizing as MATLAB's ``imresize`` does it, which is how the paper makes its low-resolution inputs."""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -1/2."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(inputs: int, outputs: int) -> Tensor:
+    """float32 [outputs, inputs]. The kernel is stretched when shrinking; the border is mirrored."""
+    scale = outputs / inputs
+    stretch = min(scale, 1.0)
+    support = 4 / stretch
+    centre = (torch.arange(outputs, dtype=torch.float64) + 0.5) / scale - 0.5
+    taps = torch.floor(centre - support / 2)[:, None] + torch.arange(math.ceil(support) + 2)
+    weight = _cubic((centre[:, None] - taps) * stretch)
+    weight = weight / weight.sum(1, keepdim=True)
+    period = taps.long() % (2 * inputs)  # ... 1 0 | 0 1 ... n-1 | n-1 n-2 ...
+    index = torch.where(period < inputs, period, 2 * inputs - 1 - period)
+    return torch.zeros(outputs, inputs, dtype=torch.float64).scatter_add_(1, index, weight).float()
+
+
+def imresize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes [..., h, w] to ``size`` (H, W) in float32, antialiased when shrinking. Not clamped."""
+    h, w = image.shape[-2:]
+    rows, columns = _matrix(h, size[0]).to(image.device), _matrix(w, size[1]).to(image.device)
+    return rows @ image.float() @ columns.T
+
+
+def degrade(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A low-resolution frame as a file would hold it: ``imresize``, then clamped to [0, 1] and rounded to 8 bits."""
+    return (imresize(image, size).clamp(0, 1) * 255).round() / 255

@@ -1,0 +1,241 @@
+"""The two-stage training schedule of the paper (Section 4.1), with every number an option."""
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from stif_rt.kernels.folded import RADIANS, fold
+from stif_rt.kernels.interface import Box
+from stif_rt.kernels.reference import ReferenceKernels
+from stif_rt.model.coordinates import make_geometry
+from stif_rt.model.stif import STIF
+from stif_rt.training.data import Batch, Batches, Clip, Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The paper's numbers.
+
+    stage_one, stage_two: iterations at the fixed scale of ``recipe`` and at scales uniform in ``stage_two_scales``.
+    batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
+    restarts every ``period`` iterations. clip_gradient: largest norm of the gradient, None for no limit.
+    average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
+    precision: dtype of the encoder's activations; the implicit functions stay float32.
+    save_every: iterations between checkpoints.
+    """
+
+    recipe: Recipe = Recipe()
+    stage_one: int = 450_000
+    stage_two: int = 150_000
+    stage_two_scales: tuple[float, float] = (1.0, 4.0)
+    batch: int = 24
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-7
+    period: int = 150_000
+    clip_gradient: float | None = None
+    average: float = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    save_every: int = 1000
+    seed: int = 0
+
+    def learning_rate_at(self, iteration: int) -> float:
+        phase = (iteration % self.period) / self.period
+        low, high = self.final_learning_rate, self.learning_rate
+        return low + (high - low) * (1 + math.cos(math.pi * phase)) / 2
+
+
+def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
+    """mean sqrt(difference^2 + 1e-6): a mean, so that large scales do not outweigh small ones."""
+    return torch.sqrt((output - truth) ** 2 + 1e-6).mean()
+
+
+class FastForm(nn.Module):
+    """The model as it is trained: the same mathematics through the differentiable fast form of the kernels."""
+
+    def __init__(self, model: STIF, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Tensor:
+        """frames: [B, 2, 3, h, w]. times: [B, T]. Returns RGB [B, T, 3, H, W], not clamped."""
+        dtype = getattr(torch, self.precision)
+        with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
+            features = self.model.encode(frames)
+        kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS))
+        geometry = make_geometry(self.model.config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
+        whole = Box(0, 0, *size)
+        projections = kernels.project(features.float(), frames)
+        feature, flow = kernels.implicit(projections, times, geometry, whole)
+        return kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+
+
+class Progress:
+    """What the caller is told after each iteration."""
+
+    def __init__(self, iteration: int, loss: Tensor, learning_rate: float, seconds: float) -> None:
+        self.iteration = iteration
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.seconds = seconds
+
+
+def train(
+    model: STIF,
+    clips: list[Clip],
+    options: Options,
+    output: Path,
+    device: torch.device,
+    workers: int = 1,
+    report: Callable[[Progress], None] = lambda progress: None,
+    validate: Callable[[STIF, int], None] | None = None,
+) -> STIF:
+    """Trains ``model`` in place, resuming from ``output``/last.pt where that exists. Returns the model to be used.
+
+    Under ``torchrun`` every process works on its share of the batch. A resumed run repeats an unbroken one exactly:
+    batches depend on their number only, and the checkpoint holds everything else.
+    """
+    rank, world = _processes(device)
+    if options.batch % world:
+        raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
+    if options.recipe.patch % 4:
+        raise ValueError(f"the patch must be a multiple of 4 pixels, not {options.recipe.patch}")
+    torch.manual_seed(options.seed)
+    model.to(device).train()
+    network: nn.Module = FastForm(model, options.precision)
+    if world > 1:
+        unused = model.config.upsampling_head
+        network = DistributedDataParallel(network, find_unused_parameters=unused)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.999))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average)) if options.average else None
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+    checkpoint = output / "last.pt"
+    done = 0
+    if checkpoint.exists():
+        done = _resume(checkpoint, options, device, model, optimizer, average, scaler)
+        log.info("resumed %s after iteration %d", checkpoint, done)
+
+    total = options.stage_one + options.stage_two
+    start = time.perf_counter()
+    for number, batch in enumerate(_batches(clips, options, done, total, rank, world, workers), done):
+        batch = batch.to(device)
+        rate = options.learning_rate_at(number)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        size = (batch.truth.shape[-2], batch.truth.shape[-1])
+        loss = charbonnier(network(batch.frames, batch.times, size), batch.truth)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if options.clip_gradient is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient)
+        scaler.step(optimizer)
+        scaler.update()
+        if average is not None:
+            average.update_parameters(model)
+        now = time.perf_counter()
+        report(Progress(number + 1, loss.detach(), rate, now - start))
+        start = now
+        if (number + 1) % options.save_every == 0 or number + 1 == total:
+            if rank == 0:
+                _save(checkpoint, options, number + 1, model, optimizer, average, scaler)
+                if validate is not None:
+                    validate(_usable(model, average), number + 1)
+            start = time.perf_counter()
+    return _usable(model, average)
+
+
+def _usable(model: STIF, average: AveragedModel | None) -> STIF:
+    return model if average is None else average.module
+
+
+def _processes(device: torch.device) -> tuple[int, int]:
+    """(rank, number of processes); joins the group that ``torchrun`` announces."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _batches(
+    clips: list[Clip], options: Options, done: int, total: int, rank: int, world: int, workers: int
+) -> Iterator[Batch]:
+    """Batches ``done`` to ``total`` - 1, this process's share of each."""
+    for first, end, scales in (
+        (0, options.stage_one, options.recipe.scales),
+        (options.stage_one, total, options.stage_two_scales),
+    ):
+        if done >= end or first == end:
+            continue
+        data = Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed)
+        numbers = range(max(first, done) * world + rank, end * world, world)
+        yield from DataLoader(
+            data, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None
+        )
+
+
+def _save(
+    path: Path,
+    options: Options,
+    iteration: int,
+    model: STIF,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    state = {
+        "iteration": iteration,
+        "options": asdict(options),
+        "config": model.config.to_dict(),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _resume(
+    path: Path,
+    options: Options,
+    device: torch.device,
+    model: STIF,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    scaler: torch.amp.GradScaler,
+) -> int:
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if state["config"] != model.config.to_dict():
+        raise ValueError(f"{path} holds another configuration, {state['config']}: choose another output folder")
+    changed = {
+        name: (value, asdict(options)[name])
+        for name, value in state["options"].items()
+        if value != asdict(options)[name]
+    }
+    if changed:
+        log.warning("options differ from those of %s (then, now): %s", path, changed)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    if average is not None and state["average"] is not None:
+        average.load_state_dict(state["average"])
+    return int(state["iteration"])

@@ -1,0 +1,155 @@
+"""Frames with their exact times from a video file or a folder of images."""
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Protocol
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace
+from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv"}
+MATRICES = {1: Colorspace.ITU709, 5: Colorspace.ITU601, 6: Colorspace.ITU601, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+"""Conversion by the YCbCr matrix a stream is tagged with (ITU-T H.273, MatrixCoefficients)."""
+
+Image = NDArray[np.uint8]
+"""One picture: RGB, uint8 [height, width, 3]."""
+
+
+class Frame(NamedTuple):
+    """A picture and when it is shown, in seconds."""
+
+    start: Fraction
+    end: Fraction
+    image: Image
+
+
+class Reader(Protocol):
+    """An open input: a context manager and an iterator over its frames in the order they are shown.
+
+    rate: frames per second. frames: how many there are, None where the file does not say.
+    """
+
+    height: int
+    width: int
+    rate: Fraction
+    frames: int | None
+
+    def __iter__(self) -> Iterator[Frame]: ...
+    def __enter__(self) -> "Reader": ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def open_reader(path: Path, rate: Fraction = Fraction(24)) -> Reader:
+    """Opens a video file or a folder of images. rate: frames per second of a folder, which has none of its own.
+
+    Raises FileNotFoundError, or ValueError for something that holds no pictures.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    return ImageReader(path, rate) if path.is_dir() else VideoReader(path)
+
+
+def to_rgb(frame: av.VideoFrame) -> Image:
+    """RGB, upright. An untagged YCbCr matrix is taken to be BT.709 from 720 lines on and BT.601 below, as players do."""
+    matrix = MATRICES.get(frame.colorspace, Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601)
+    rgb = frame.to_ndarray(format="rgb24", src_colorspace=matrix)
+    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90) % 4))
+
+
+class VideoReader:
+    """The first video stream of a file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.container = av.open(str(path))
+        except av.FFmpegError as error:
+            raise ValueError(f"{path} cannot be read as a video: {error.strerror}") from error
+        try:
+            if not self.container.streams.video:
+                raise ValueError(f"{path} has no video stream")
+            stream = self.container.streams.video[0]
+            stream.thread_type = "AUTO"
+            self.rate = stream.average_rate or stream.guessed_rate or Fraction(24)
+            self.frames = stream.frames or None
+            self.sample_aspect_ratio = stream.sample_aspect_ratio
+            self._decoded = self.container.decode(stream)
+            try:
+                first = next(self._decoded, None)
+            except av.FFmpegError as error:
+                raise ValueError(f"{path} cannot be decoded: {error.strerror}") from error
+            if first is None:
+                raise ValueError(f"{path} has a video stream without a frame in it")
+        except ValueError:
+            self.container.close()
+            raise
+        self.path = path
+        self._first = first
+        self.height, self.width = to_rgb(first).shape[:2]
+
+    def __iter__(self) -> Iterator[Frame]:
+        start = None
+        try:
+            for frame in itertools.chain((self._first,), self._decoded):
+                if frame.pts is not None and frame.time_base is not None:
+                    shown = frame.pts * frame.time_base
+                else:  # formats without timestamps: evenly spaced
+                    shown = Fraction(0) if start is None else start + 1 / self.rate
+                if start is not None and shown <= start:
+                    continue  # a repeated or disordered timestamp has no place on the time axis
+                start = shown
+                length = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / self.rate
+                yield Frame(start, start + length, to_rgb(frame))
+        except av.FFmpegError as error:
+            after = "the beginning" if start is None else f"{float(start):.2f} s"
+            raise ValueError(f"{self.path} is damaged after {after}: {error.strerror}") from error
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.container.close()
+
+
+class ImageReader:
+    """The images of a folder in the order of their names, all of one size."""
+
+    sample_aspect_ratio = None
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        self.rate = rate
+        self.frames = len(self.paths)
+        self.height, self.width = read_image(self.paths[0]).shape[:2]
+
+    def __iter__(self) -> Iterator[Frame]:
+        for number, path in enumerate(self.paths):
+            image = read_image(path)
+            if image.shape[:2] != (self.height, self.width):
+                h, w = image.shape[:2]
+                raise ValueError(f"{path} is {w}x{h}, but the folder's first image is {self.width}x{self.height}")
+            yield Frame(number / self.rate, (number + 1) / self.rate, image)
+
+    def __enter__(self) -> "ImageReader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def read_image(path: Path) -> Image:
+    """One image file. Raises ValueError where it is not one."""
+    try:
+        with av.open(str(path)) as container:
+            return to_rgb(next(container.decode(video=0)))
+    except (av.FFmpegError, StopIteration, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as an image") from error
