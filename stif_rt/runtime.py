@@ -20,6 +20,7 @@ from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.coordinates import Geometry, make_geometry, to_pixels, warp_coordinates
 from stif_rt.model.implicit_functions import check_time
+from stif_rt.model.stif import STIF
 
 BUNDLED = "stif-s.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -43,7 +44,13 @@ class Runtime:
     """
 
     def __init__(
-        self, config: Config, engine: Engine, kernels: Kernels, device: torch.device, dtype: torch.dtype, max_memory: int
+        self,
+        config: Config,
+        engine: Engine,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_memory: int,
     ) -> None:
         self.config = config
         self.device = device
@@ -73,12 +80,28 @@ class Runtime:
         Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
         RuntimeError, with the reason, for a device or backend that cannot run here.
         """
+        model = load_model(bundled_weights() if weights is None else Path(weights))
+        return cls.from_model(
+            model, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=max_memory
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: STIF,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        kernels: str = "auto",
+        encoder: str = "auto",
+        max_memory: int = 2 << 30,
+    ) -> "Runtime":
+        """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         if max_memory <= 0:
             raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
-        chosen = _device(device)
-        model = load_model(bundled_weights() if weights is None else Path(weights))
+        chosen = choose_device(device)
         return cls(
             model.config,
             make_engine(encoder, model.encoder, chosen, DTYPES[dtype]),
@@ -96,7 +119,11 @@ class Runtime:
         [0, 1], arrays or tensors. Raises TypeError or ValueError for anything else.
         """
         self._pair = None
-        frames = torch.stack([_frame(frame0, "frame0"), _frame(frame1, "frame1")])[None].to(self.device)
+        pair = [_frame(frame0, "frame0"), _frame(frame1, "frame1")]
+        if pair[0].shape != pair[1].shape:
+            sizes = " and ".join(f"{list(frame.shape[1:])}" for frame in pair)
+            raise ValueError(f"both frames must have one size (h, w), not {sizes}")
+        frames = torch.stack([frame.to(self.device) for frame in pair])[None]
         h, w = frames.shape[-2:]
         padded = F.pad(frames.flatten(0, 1), (0, -w % 4, 0, -h % 4), mode="replicate")[None]
         features = self._engine(padded)[..., :h, :w]  # cropped again, so that coordinates are those of the frames
@@ -234,7 +261,8 @@ def _integer(value: int, name: str) -> int:
     return int(value)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name. ValueError for an unknown one, RuntimeError for one that this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

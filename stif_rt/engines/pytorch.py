@@ -11,7 +11,7 @@ class TorchEngine:
 
     def __init__(self, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
         # channels last: 1.1 to 1.3 times faster convolutions on CPUs, and what tensor cores want
-        self.encoder = encoder.to(device, dtype, memory_format=torch.channels_last).eval()
+        self.encoder = encoder.to(device, dtype).to(memory_format=torch.channels_last).eval()
         self.dtype = dtype
 
     @torch.inference_mode()

@@ -7,7 +7,6 @@ import torch
 
 from stif_rt.kernels import reference
 from stif_rt.kernels.interface import Kernels
-from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 log = logging.getLogger(__name__)

@@ -77,12 +77,13 @@ def fold(functions: ImplicitFunctions, factor: float) -> FoldedWeights:
 
 
 def _fold(network: Siren, factor: float, projections: list[range] | list[list[int]], local: range) -> FoldedSiren:
-    (weight, bias), *hidden = ((factor * layer.linear.weight, factor * layer.linear.bias) for layer in network.net[:-1])
+    *sines, output = network.linears
+    (weight, bias), *hidden = ((factor * layer.weight, factor * layer.bias) for layer in sines)
     return FoldedSiren(
         projections=tuple(weight[:, list(columns)] for columns in projections),
         local=weight[:, local.start : local.stop] if local else None,
         time=weight[:, -1],
         bias=bias,
         hidden=tuple(hidden),
-        output=(network.net[-1].weight, network.net[-1].bias),
+        output=(output.weight, output.bias),
     )

@@ -52,9 +52,7 @@ class ReferenceKernels:
             return tuple(self._linear(maps, weight).to(self.dtype) for weight in columns)
 
         images = frames.movedim(2, -1).float().contiguous()
-        return Projections(
-            project(self.weights.sif), project(self.weights.tif), project(self.weights.decoder), images
-        )
+        return Projections(project(self.weights.sif), project(self.weights.tif), project(self.weights.decoder), images)
 
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
@@ -67,7 +65,7 @@ class ReferenceKernels:
         for chunk in _chunks(box, times):
             rows = slice(chunk.top - box.top, chunk.top - box.top + chunk.height)
             for whole, part in zip((feature, flow), self._implicit(projections, times, geometry, chunk), strict=True):
-                if whole is not None:
+                if whole is not None and part is not None:
                     whole[:, :, rows] = part
         return feature, flow
 

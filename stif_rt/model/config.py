@@ -39,7 +39,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.front_blocks < 0 or self.back_blocks < 0:
-            raise ValueError(f"numbers of residual blocks must not be negative: {self.front_blocks}, {self.back_blocks}")
+            raise ValueError(f"negative number of residual blocks: {self.front_blocks}, {self.back_blocks}")
         if self.grid not in ("corners", "centres"):
             raise ValueError(f"grid is {self.grid!r}; it must be 'corners' or 'centres'")
         if self.single_function and not self.aggregation:

@@ -4,7 +4,7 @@ Normalised coordinates run over [-1, 1] from edge to edge. A map of n pixels is 
 ((y + 1) * n - 1) / 2 in pixels (PyTorch's ``align_corners=False``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,8 +37,12 @@ class Axis:
     step: float
 
     def to(self, device: torch.device | str) -> "Axis":
-        tables = (table.to(device) for table in (self.cells, self.relative, self.positions))
-        return Axis(self.inputs, self.outputs, *tables, self.origin, self.step)
+        return replace(
+            self,
+            cells=self.cells.to(device),
+            relative=self.relative.to(device),
+            positions=self.positions.to(device),
+        )
 
 
 def make_axis(inputs: int, outputs: int, grid: Literal["corners", "centres"]) -> Axis:

@@ -31,7 +31,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
     float32 inference; everything else takes the PyTorch form.
     """
     if has_torchvision() and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        import torchvision.ops
+        import torchvision.ops  # type: ignore[import-untyped]
 
         return torchvision.ops.deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
     return deform_conv2d_grid_sample(x, offset, mask, weight, bias)
@@ -52,7 +52,7 @@ def deform_conv2d_grid_sample(x: Tensor, offset: Tensor, mask: Tensor, weight: T
     x_ = columns + offset[:, :, 1]
     position = torch.stack(((2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1), -1).view(B * groups, TAPS * h, w, 2)
     samples = F.grid_sample(x.float().reshape(B * groups, C // groups, h, w), position, align_corners=False)
-    samples = samples.view(B, groups, C // groups, TAPS, h, w) * mask.float().reshape(B, groups, 1, TAPS, h, w)
-    out = weight.view(1, -1, C * TAPS) @ samples.view(B, C * TAPS, h * w).to(weight.dtype)
+    samples = samples.reshape(B, groups, C // groups, TAPS, h, w) * mask.float().reshape(B, groups, 1, TAPS, h, w)
+    out = weight.reshape(1, -1, C * TAPS) @ samples.view(B, C * TAPS, h * w).to(weight.dtype)
     out = out.view(B, -1, h, w)
     return out if bias is None else out + bias.view(-1, 1, 1)

@@ -3,7 +3,9 @@
 Layer names are those of published checkpoints.
 """
 
+import itertools
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv(channels, channels)
         for layer in (self.conv1, self.conv2):
             nn.init.normal_(layer.weight, std=0.1 * math.sqrt(2 / (9 * channels)))
-            nn.init.zeros_(layer.bias)
+            nn.init.constant_(cast(Tensor, layer.bias), 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(x)))
@@ -56,7 +58,7 @@ class DeformableConv(nn.Module):
         self.conv_offset_mask = conv(channels, OFFSETS + OFFSETS // 2)
         nn.init.uniform_(self.weight, -1 / math.sqrt(9 * channels), 1 / math.sqrt(9 * channels))
         nn.init.zeros_(self.conv_offset_mask.weight)
-        nn.init.zeros_(self.conv_offset_mask.bias)
+        nn.init.constant_(cast(Tensor, self.conv_offset_mask.bias), 0)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         offset, mask = self.conv_offset_mask(guide).split((OFFSETS, OFFSETS // 2), 1)
@@ -137,6 +139,9 @@ class Gates(nn.Module):
         super().__init__()
         self.conv = conv(2 * CHANNELS, 4 * CHANNELS)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
 
 class DeformableConvLSTM(nn.Module):
     """ConvLSTM whose hidden and cell states are aligned with the input before each step."""
@@ -152,7 +157,7 @@ class DeformableConvLSTM(nn.Module):
         outputs = []
         for x in sequence:
             hidden, cell = self.pcd_h(x, hidden), self.pcd_c(x, cell)
-            gates = self.cell_list[0].conv(torch.cat((x, hidden), 1))
+            gates = self.cell_list[0](torch.cat((x, hidden), 1))
             i, f, o, g = gates.chunk(4, 1)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
             hidden = o.sigmoid() * cell.tanh()
@@ -209,7 +214,7 @@ class Encoder(PyramidConvs):
         pyramids = [(split[0][n], split[1][n], split[2][n]) for n in range(N)]
 
         sequence = [pyramids[0][0]]
-        for before, after in zip(pyramids, pyramids[1:], strict=False):
+        for before, after in itertools.pairwise(pyramids):
             sequence += [self.fusion(self.pcd_align(before, after)), after[0]]
         if self.recurrent:
             sequence = self.ConvBLSTM(sequence)

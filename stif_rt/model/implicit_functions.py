@@ -37,6 +37,12 @@ def check_time(config: Config, times: Tensor) -> None:
         raise ValueError(f"this model was trained for t = 0.5 only and cannot render t = {times.flatten().tolist()}")
 
 
+def _scale(layer: nn.Linear, factor: float) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(factor)
+        layer.bias.mul_(factor)
+
+
 class ImplicitFunctions(nn.Module):
     """SIF (``feat_imnet``), TIF (``flow_imnet``) and the decoder (``encode_imnet``)."""
 
@@ -53,13 +59,9 @@ class ImplicitFunctions(nn.Module):
         inputs += 2 * (FEATURES + IMAGES) if config.aggregation else 0
         self.encode_imnet = Siren(inputs + 1, (64, 64, 256, 256), 3)
         if config.residual:  # start as a blend of the two frames
-            output = self.encode_imnet.net[-1]
-            nn.init.zeros_(output.weight)
-            nn.init.zeros_(output.bias)
+            _scale(self.encode_imnet.linears[-1], 0)
             if config.flow:
-                with torch.no_grad():
-                    self.flow_imnet.net[-1].weight.mul_(0.1)
-                    self.flow_imnet.net[-1].bias.mul_(0.1)
+                _scale(self.flow_imnet.linears[-1], 0.1)
 
     def forward(self, features: Tensor, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Decoded:
         """The frames at ``times`` and ``size``.
@@ -81,30 +83,31 @@ class ImplicitFunctions(nn.Module):
             return x[:, :, vertical.cells][:, :, :, horizontal.cells]
 
         def bilinear(x: Tensor, position: Tensor, padding: str = "zeros") -> Tensor:
-            return F.grid_sample(x, position, padding_mode=padding, align_corners=False)
+            wide = torch.promote_types(x.dtype, torch.float32)  # positions are never half precision
+            sampled = F.grid_sample(x.to(wide), position.to(wide), padding_mode=padding, align_corners=False)
+            return sampled.to(x.dtype)
 
         def apply(network: Siren, *inputs: Tensor) -> Tensor:
             return network(torch.cat(inputs, 1).movedim(1, -1)).movedim(-1, 1)
 
         # Spatial implicit function, Eq. 2 (published checkpoints also show it the frames and the time)
-        relative = torch.stack(
-            (vertical.relative.view(H, 1).expand(H, W), horizontal.relative.view(1, W).expand(H, W))
-        ).expand(B, 2, H, W)
+        relative = torch.stack(torch.meshgrid(vertical.relative, horizontal.relative, indexing="ij"))
+        relative = relative.expand(B, 2, H, W).to(features.dtype)
         located = (nearest(encoded), nearest(images), relative, time)
         sif = None if config.single_function else apply(self.feat_imnet, *located)
 
-        # Temporal implicit function, Eq. 3
+        # Temporal implicit function
         flow = None
         if config.flow and sif is None:
             flow = apply(self.flow_imnet, *located)
         elif config.flow and sif is not None:
-            y, x = (2 * axis.positions + 1 for axis in (vertical, horizontal))
-            query = torch.stack(((x / w - 1).expand(H, W), (y / h - 1).view(H, 1).expand(H, W)), -1)
-            query = query.expand(B, H, W, 2)
+            y, x = (2 * vertical.positions + 1) / h - 1, (2 * horizontal.positions + 1) / w - 1
+            query = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(B, H, W, 2)
             flow = apply(self.flow_imnet, sif, bilinear(encoded, query), bilinear(images, query), time)
 
-        # Warp and decode, Eqs. 4-6
-        flows = frames.new_zeros(B, 4, H, W) if flow is None else flow
+        # Warp and decode
+        flows = torch.zeros(B, 4, H, W, device=frames.device) if flow is None else flow
+        flows = flows.to(torch.promote_types(flows.dtype, torch.float32))
         p0, p1 = (
             torch.stack(
                 (warp_coordinates(flows[:, k], horizontal, 0, 2), warp_coordinates(flows[:, k + 1], vertical, 0, 1)), -1

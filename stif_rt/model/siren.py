@@ -35,5 +35,10 @@ class Siren(nn.Module):
         nn.init.uniform_(last.weight, -bound, bound)
         self.net = nn.Sequential(*layers, last)
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linear part of every layer, in order."""
+        return [module for module in self.net.modules() if isinstance(module, nn.Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

@@ -4,9 +4,11 @@ A clip is a video file or a folder of frames. The first use of one decodes it, s
 folder as one ``.npy`` of uint8 [frames, H, W, 3]; from then on windows are read straight from the page cache.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +61,9 @@ def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
     target, index = cache / f"{path.stem}-{key}.npy", cache / f"{path.stem}-{key}.json"
     if not index.exists():  # written last: its presence says that both are complete
         cache.mkdir(parents=True, exist_ok=True)
-        shots = _decode(path, target, downscale)
+        part = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
+        shots = _decode(path, part, downscale)
+        part.replace(target)
         index.write_text(json.dumps({"shots": shots}))
     shots = [(first, end) for first, end in json.loads(index.read_text())["shots"]]
     return Clip(path.stem, np.load(target, mmap_mode="r"), shots)
@@ -67,7 +71,7 @@ def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
 
 def _decode(path: Path, target: Path, downscale: float) -> list[tuple[int, int]]:
     """Writes the frames one by one behind a header for their final number, and returns the shots."""
-    with open_reader(path) as reader, target.open("wb+") as file:
+    with contextlib.closing(open_reader(path)) as reader, target.open("wb+") as file:
         size = (round(reader.height / downscale), round(reader.width / downscale))
         cuts, count, before = [0], 0, None
         _write_header(file, (0, *size, 3))
@@ -163,7 +167,7 @@ class Batches(Dataset[Batch]):
 
 def _flip(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Flips and rotations by right angles of [n, side, side, 3]."""
-    patch = np.rot90(patch, rng.integers(4), axes=(1, 2))
+    patch = np.rot90(patch, int(rng.integers(4)), axes=(1, 2))
     return np.ascontiguousarray(patch[:, :, ::-1] if rng.random() < 0.5 else patch)
 
 

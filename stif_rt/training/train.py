@@ -1,14 +1,13 @@
 """The two-stage training schedule of the paper (Section 4.1), with every number an option."""
 
-import contextlib
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.distributed
@@ -39,7 +38,7 @@ class Options:
     save_every: iterations between checkpoints.
     """
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     stage_one: int = 450_000
     stage_two: int = 150_000
     stage_two_scales: tuple[float, float] = (1.0, 4.0)
@@ -85,14 +84,13 @@ class FastForm(nn.Module):
         return kernels.decode(projections, feature, flow, times, geometry, whole, whole)
 
 
-class Progress:
-    """What the caller is told after each iteration."""
+class Step(NamedTuple):
+    """What the caller is told after each iteration. seconds: how long it took."""
 
-    def __init__(self, iteration: int, loss: Tensor, learning_rate: float, seconds: float) -> None:
-        self.iteration = iteration
-        self.loss = loss
-        self.learning_rate = learning_rate
-        self.seconds = seconds
+    iteration: int
+    loss: float
+    learning_rate: float
+    seconds: float
 
 
 def train(
@@ -102,7 +100,7 @@ def train(
     output: Path,
     device: torch.device,
     workers: int = 1,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Step], None] = lambda step: None,
     validate: Callable[[STIF, int], None] | None = None,
 ) -> STIF:
     """Trains ``model`` in place, resuming from ``output``/last.pt where that exists. Returns the model to be used.
@@ -110,7 +108,7 @@ def train(
     Under ``torchrun`` every process works on its share of the batch. A resumed run repeats an unbroken one exactly:
     batches depend on their number only, and the checkpoint holds everything else.
     """
-    rank, world = _processes(device)
+    rank, world = _join_processes(device)
     if options.batch % world:
         raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
     if options.recipe.patch % 4:
@@ -149,7 +147,7 @@ def train(
         if average is not None:
             average.update_parameters(model)
         now = time.perf_counter()
-        report(Progress(number + 1, loss.detach(), rate, now - start))
+        report(Step(number + 1, float(loss.detach()), rate, now - start))
         start = now
         if (number + 1) % options.save_every == 0 or number + 1 == total:
             if rank == 0:
@@ -157,19 +155,26 @@ def train(
                 if validate is not None:
                     validate(_usable(model, average), number + 1)
             start = time.perf_counter()
+    if world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return _usable(model, average)
 
 
 def _usable(model: STIF, average: AveragedModel | None) -> STIF:
-    return model if average is None else average.module
+    return model if average is None else cast(STIF, average.module)
 
 
-def _processes(device: torch.device) -> tuple[int, int]:
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files: the only one, or torchrun's first."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _join_processes(device: torch.device) -> tuple[int, int]:
     """(rank, number of processes); joins the group that ``torchrun`` announces."""
     if "RANK" not in os.environ:
         return 0, 1
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import av
@@ -14,7 +13,13 @@ from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv"}
-MATRICES = {1: Colorspace.ITU709, 5: Colorspace.ITU601, 6: Colorspace.ITU601, 7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+MATRICES = {
+    1: Colorspace.ITU709,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+}
 """Conversion by the YCbCr matrix a stream is tagged with (ITU-T H.273, MatrixCoefficients)."""
 
 Image = NDArray[np.uint8]
@@ -30,7 +35,7 @@ class Frame(NamedTuple):
 
 
 class Reader(Protocol):
-    """An open input: a context manager and an iterator over its frames in the order they are shown.
+    """An open input, to be closed; an iterator over its frames in the order they are shown.
 
     rate: frames per second. frames: how many there are, None where the file does not say.
     """
@@ -41,8 +46,7 @@ class Reader(Protocol):
     frames: int | None
 
     def __iter__(self) -> Iterator[Frame]: ...
-    def __enter__(self) -> "Reader": ...
-    def __exit__(self, *exception: object) -> None: ...
+    def close(self) -> None: ...
 
 
 def open_reader(path: Path, rate: Fraction = Fraction(24)) -> Reader:
@@ -56,14 +60,23 @@ def open_reader(path: Path, rate: Fraction = Fraction(24)) -> Reader:
 
 
 def to_rgb(frame: av.VideoFrame) -> Image:
-    """RGB, upright. An untagged YCbCr matrix is taken to be BT.709 from 720 lines on and BT.601 below, as players do."""
+    """RGB, upright. An untagged stream is taken to be BT.709 from 720 lines on and BT.601 below, as players do."""
     matrix = MATRICES.get(frame.colorspace, Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601)
     rgb = frame.to_ndarray(format="rgb24", src_colorspace=matrix)
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90) % 4))
+    return np.ascontiguousarray(np.rot90(rgb, round(_rotation(frame) / 90) % 4))
+
+
+def _rotation(frame: av.VideoFrame) -> float:
+    """Degrees counter-clockwise by which the file asks to turn the picture."""
+    return frame.rotation
+
+
+def _time(frame: av.VideoFrame) -> Fraction | None:
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 class VideoReader:
-    """The first video stream of a file."""
+    """The first video stream of a file. start: when its first frame is shown, seconds."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -89,6 +102,7 @@ class VideoReader:
             self.container.close()
             raise
         self.path = path
+        self.start = _time(first) or Fraction(0)
         self._first = first
         self.height, self.width = to_rgb(first).shape[:2]
 
@@ -96,10 +110,9 @@ class VideoReader:
         start = None
         try:
             for frame in itertools.chain((self._first,), self._decoded):
-                if frame.pts is not None and frame.time_base is not None:
-                    shown = frame.pts * frame.time_base
-                else:  # formats without timestamps: evenly spaced
-                    shown = Fraction(0) if start is None else start + 1 / self.rate
+                shown = _time(frame)
+                if shown is None:  # formats without timestamps: evenly spaced
+                    shown = self.start if start is None else start + 1 / self.rate
                 if start is not None and shown <= start:
                     continue  # a repeated or disordered timestamp has no place on the time axis
                 start = shown
@@ -109,12 +122,7 @@ class VideoReader:
             after = "the beginning" if start is None else f"{float(start):.2f} s"
             raise ValueError(f"{self.path} is damaged after {after}: {error.strerror}") from error
 
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.container.close()
 
 
@@ -128,7 +136,7 @@ class ImageReader:
         if not self.paths:
             raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.rate = rate
-        self.frames = len(self.paths)
+        self.frames: int | None = len(self.paths)
         self.height, self.width = read_image(self.paths[0]).shape[:2]
 
     def __iter__(self) -> Iterator[Frame]:
@@ -139,10 +147,7 @@ class ImageReader:
                 raise ValueError(f"{path} is {w}x{h}, but the folder's first image is {self.width}x{self.height}")
             yield Frame(number / self.rate, (number + 1) / self.rate, image)
 
-    def __enter__(self) -> "ImageReader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         pass
 
 

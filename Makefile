@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+
+demo: $(BIN)/.installed
+	mkdir -p out
+	$(BIN)/stif-rt render demo/clip.mp4 out/demo.mp4 --scale 4 --time-scale 8 --overwrite
+	$(BIN)/python demo/picture.py demo/clip.mp4 out/demo.png
+
+test: $(BIN)/.installed-test
+	$(BIN)/python -m pytest
+
+# formatting, lint and types, by the hooks of .pre-commit-config.yaml
+lint: $(BIN)/.installed-dev
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(BIN)/.installed: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(BIN)/.installed-test: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(BIN)/.installed-dev: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,359 @@
+"""The command line, ``stif-rt``."""
+
+import contextlib
+import copy
+import logging
+import os
+import platform
+import sys
+import traceback
+from enum import Enum
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import av
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from stif_rt import __version__
+from stif_rt.engines import ENGINES
+from stif_rt.evaluation import evaluate as evaluate_windows
+from stif_rt.evaluation import summarise
+from stif_rt.kernels import BACKENDS
+from stif_rt.model.checkpoints import load_model, save_model
+from stif_rt.model.config import CONFIGS, Config
+from stif_rt.model.stif import STIF
+from stif_rt.runtime import DTYPES, Runtime, choose_device, output_size
+from stif_rt.training.data import Recipe, find_clips, load_clip
+from stif_rt.training.train import Options, Step, is_first_process
+from stif_rt.training.train import train as train_model
+from stif_rt.video.reader import VideoReader, open_reader
+from stif_rt.video.render import render_frames
+from stif_rt.video.writer import check_target, image_writer, is_video, video_writer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Continuous space-time video super-resolution: any frame rate, any size.",
+)
+console = Console(stderr=True)
+state = {"verbose": False}
+
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
+KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
+EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}.")]
+Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file; else the bundled ones.")]
+
+
+class Rate(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="progress.data.speed")
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen, and show tracebacks.")] = False,
+) -> None:
+    state["verbose"] = verbose
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)]
+    )
+
+
+@app.command()
+def render(
+    input: Annotated[Path, typer.Argument(help="A video file, or a folder of images in the order of their names.")],
+    output: Annotated[Path, typer.Argument(help="A video file (.mp4, .mkv, .mov, .webm), or a folder for PNG images.")],
+    scale: Annotated[float | None, typer.Option(help="Output pixels per input pixel. [default: 4]")] = None,
+    size: Annotated[str | None, typer.Option(help="Output size WIDTHxHEIGHT, instead of --scale.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="Output frames per input frame. [default: 1]")] = None,
+    fps: Annotated[str | None, typer.Option(help="Output frames per second, such as 60 or 60000/1001.")] = None,
+    input_fps: Annotated[str, typer.Option(help="Frames per second of a folder of images.")] = "24",
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    kernels: KernelsOption = "auto",
+    encoder: EncoderOption = "auto",
+    max_memory: Annotated[float, typer.Option(help="GiB of working memory for a frame; larger ones go in pieces.")] = 2,
+    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality of the written video: lower is better.")] = 16,
+    audio: Annotated[bool, typer.Option(help="Copy the input's sound.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Render a video at another size and frame rate."""
+    as_video = is_video(output)
+    check_target(output, input, overwrite)
+    with contextlib.closing(open_reader(input, parse_rate(input_fps, "--input-fps"))) as reader:
+        rate = output_rate(reader.rate, time_scale, fps)
+        H, W = frame_size(reader.height, reader.width, scale, size, even=as_video)
+        runtime = Runtime.load(
+            weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=int(max_memory * 2**30)
+        )
+        if as_video:
+            sound = reader if audio and isinstance(reader, VideoReader) else None
+            target = video_writer(output, (H, W), rate, crf, sound)
+        else:
+            target = image_writer(output)
+        console.print(
+            f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {float(rate):g}/s, "
+            f"{describe(runtime)}"
+        )
+        total = None if reader.frames is None else -(-reader.frames * rate // reader.rate)
+        with target as writer, progress_bar() as progress:
+            task = progress.add_task("rendering", total=total)
+            written = render_frames(runtime, reader, writer, (H, W), rate, lambda: progress.advance(task))
+    console.print(f"wrote {written} frames to {output}", highlight=False)
+
+
+def output_rate(input_rate: Fraction, time_scale: float | None, fps: str | None) -> Fraction:
+    """Frames per second of the output, exactly."""
+    if time_scale is not None and fps is not None:
+        raise ValueError("give either --time-scale or --fps, not both")
+    if fps is not None:
+        return parse_rate(fps, "--fps")
+    factor = Fraction(1) if time_scale is None else parse_rate(str(time_scale), "--time-scale")
+    return input_rate * factor
+
+
+def parse_rate(text: str, option: str) -> Fraction:
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{option} {text}: give a number such as 60, 23.976 or 24000/1001") from error
+    if rate <= 0:
+        raise ValueError(f"{option} {text}: must be positive")
+    return rate
+
+
+def frame_size(height: int, width: int, scale: float | None, size: str | None, even: bool) -> tuple[int, int]:
+    """(H, W) of the output. Video files need even sides: those of a scale are rounded to even, a size must be."""
+    if size is None:
+        H, W = output_size((height, width), 4 if scale is None else scale, None)
+        return (max(2, 2 * round(H / 2)), max(2, 2 * round(W / 2))) if even else (H, W)
+    try:
+        W, H = (int(side) for side in size.lower().split("x"))
+    except ValueError as error:
+        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 1920x1080") from error
+    if even and (H % 2 or W % 2):
+        raise ValueError(f"--size {size}: sides of a video file must be even (4:2:0 chroma)")
+    return output_size((height, width), scale, (H, W))
+
+
+def describe(runtime: Runtime) -> str:
+    return f"{runtime.device}, {str(runtime.dtype).removeprefix('torch.')}"
+
+
+@app.command()
+def info() -> None:
+    """What this machine can run, and why not the rest."""
+    out = Console()
+    packages = ("torch", "torchvision", "triton", "av", "numpy", "safetensors", "tensorboard")
+    facts = [
+        ("stif-rt", __version__),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        *((name, installed(name)) for name in packages),
+        (
+            "FFmpeg",
+            ", ".join(f"{k} {'.'.join(map(str, v))}" for k, v in av.library_versions.items() if k != "swresample"),
+        ),
+        ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        facts.append((f"cuda:{index}", f"{properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"))
+    if not torch.cuda.is_available():
+        built = f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch is a CPU build"
+        facts.append(("CUDA", f"not available: {built}, no usable NVIDIA GPU or driver"))
+    table = Table("what", "is", title="This machine", title_justify="left")
+    for fact in facts:
+        table.add_row(*fact)
+    out.print(table)
+
+    table = Table("what", "device", "dtype", "can run", title="Encoder engines and kernels", title_justify="left")
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        for dtype_name, dtype in DTYPES.items():
+            for engine in ENGINES:
+                table.add_row(f"encoder {engine}", device, dtype_name, "yes")
+            for name, module in BACKENDS.items():
+                reason = module.unavailable_reason(Config(), torch.device(device), dtype)
+                table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
+    out.print(table)
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class Precision(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def train(
+    data: Annotated[list[Path], typer.Argument(help="Videos, folders of frames, or folders of either.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an unfinished run there resumes.")],
+    config: Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}.")] = "stif",
+    start_from: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for decoded frames. [default: OUTPUT/cache]")] = None,
+    downscale: Annotated[float, typer.Option(help="Shrink clips by this before use, to shed compression.")] = 1,
+    stage_one: Annotated[int, typer.Option(help="Iterations at one spatial scale.")] = 450_000,
+    stage_two: Annotated[int, typer.Option(help="Iterations at scales drawn per batch.")] = 150_000,
+    scale: Annotated[float, typer.Option(help="Spatial scale of stage one.")] = 4,
+    min_scale: Annotated[float, typer.Option(help="Smallest spatial scale of stage two.")] = 1,
+    max_scale: Annotated[float, typer.Option(help="Largest spatial scale of stage two.")] = 4,
+    batch: Annotated[int, typer.Option(help="Windows per iteration, over all processes.")] = 24,
+    patch: Annotated[int, typer.Option(help="Side of the low-resolution patch; a multiple of 4.")] = 32,
+    window: Annotated[int, typer.Option(help="Frames of a window; its first and last are the input.")] = 9,
+    min_window: Annotated[int | None, typer.Option(help="Shortest window, where they vary.")] = None,
+    targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
+    photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
+    learning_rate: Annotated[float, typer.Option()] = 1e-4,
+    final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
+    period: Annotated[int, typer.Option(help="Iterations between restarts of the cosine.")] = 150_000,
+    clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="Of the encoder's activations.")] = Precision.float32,
+    save_every: Annotated[int, typer.Option(help="Iterations between checkpoints.")] = 1000,
+    validation: Annotated[list[Path] | None, typer.Option(help="Clips to validate on at each checkpoint.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that cut windows.")] = 1,
+    device: Device = "auto",
+    tensorboard: Annotated[bool, typer.Option(help="Write curves for TensorBoard to OUTPUT.")] = False,
+) -> None:
+    """Train a model: the paper's recipe, every number an option. Several GPUs: torchrun -m stif_rt.cli train ..."""
+    if config not in CONFIGS:
+        raise ValueError(f"unknown configuration {config!r}; there are: {', '.join(CONFIGS)}")
+    options = Options(
+        recipe=Recipe(patch, (scale, scale), (min_window or window, window), targets, photometric),
+        stage_one=stage_one,
+        stage_two=stage_two,
+        stage_two_scales=(min_scale, max_scale),
+        batch=batch,
+        learning_rate=learning_rate,
+        final_learning_rate=final_learning_rate,
+        period=period,
+        clip_gradient=clip_gradient,
+        average=average,
+        precision=precision.value,
+        save_every=save_every,
+        seed=seed,
+    )
+    if device == "auto" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: one GPU for each process
+    chosen = choose_device(device)
+    frames = cache or output / "cache"
+    with console.status("decoding clips"):
+        clips = [load_clip(path, frames, downscale) for folder in data for path in find_clips(folder)]
+        held_out = [load_clip(path, frames, downscale) for folder in validation or [] for path in find_clips(folder)]
+    torch.manual_seed(seed)
+    model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
+    curves = summary_writer(output) if tensorboard else None
+
+    def report(step: Step) -> None:
+        progress.advance(task)
+        progress.update(task, description=f"loss {step.loss:.4f}", completed=step.iteration)
+        if curves is not None:
+            curves.add_scalar("loss", step.loss, step.iteration)
+            curves.add_scalar("learning rate", step.learning_rate, step.iteration)
+
+    def validate(model: STIF, iteration: int) -> None:
+        if not held_out:
+            return
+        runtime = Runtime.from_model(copy.deepcopy(model), device=device)
+        for name, _, means in summarise(list(evaluate_windows(runtime, held_out, 3, scale, 4))):
+            for shown, (ours, bicubic) in means.items():
+                console.print(f"{iteration}: {name}, {shown}: {ours:.2f} dB, {ours - bicubic:+.2f} over bicubic")
+                if curves is not None:
+                    curves.add_scalar(f"PSNR {name}, {shown}", ours, iteration)
+
+    with progress_bar() as progress:
+        task = progress.add_task("training", total=stage_one + stage_two)
+        usable = train_model(model, clips, options, output, chosen, workers, report, validate)
+    if is_first_process():
+        save_model(usable, output / f"{config}.safetensors")
+        console.print(f"wrote {output / f'{config}.safetensors'}")
+
+
+def summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install 'stif-rt[train]'") from error
+    return SummaryWriter(str(folder))
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[list[Path], typer.Argument(help="Videos, folders of frames, or folders of either.")],
+    cache: Annotated[Path, typer.Option(help="Folder for decoded frames.")],
+    scale: Annotated[float, typer.Option(help="Spatial scale.")] = 4,
+    window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 3,
+    windows: Annotated[int, typer.Option(min=1, help="Windows per clip, evenly spread.")] = 16,
+    downscale: Annotated[float, typer.Option(help="Shrink clips by this before use, to shed compression.")] = 1,
+    weights: Weights = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    kernels: KernelsOption = "auto",
+    encoder: EncoderOption = "auto",
+) -> None:
+    """PSNR on clips, beside bicubic up-scaling with linear blending."""
+    runtime = Runtime.load(weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
+    clips = [load_clip(path, cache, downscale) for folder in data for path in find_clips(folder)]
+    results = []
+    with progress_bar() as progress:
+        task = progress.add_task("windows", total=sum(min(windows, len(clip.windows(window))) for clip in clips))
+        for result in evaluate_windows(runtime, clips, window, scale, windows):
+            results.append(result)
+            progress.advance(task)
+    if not results:
+        raise ValueError(f"no clip has {window} frames without a scene cut")
+    table = Table("windows", "number", "frames", "this", "bicubic + blend", "gain", title=f"RGB PSNR, dB, x{scale:g}")
+    for name, number, means in summarise(results):
+        for frames, (ours, bicubic) in means.items():
+            table.add_row(name, str(number), frames, f"{ours:.2f}", f"{bicubic:.2f}", f"{ours - bicubic:+.2f}")
+    Console().print(table)
+
+
+def main() -> Any:
+    """Runs the command line; errors of the user's making become one line and exit status 1."""
+    try:
+        return app()
+    except (ValueError, TypeError, RuntimeError, OSError, av.FFmpegError) as error:
+        if state["verbose"]:
+            traceback.print_exc()
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

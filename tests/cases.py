@@ -1,0 +1,45 @@
+"""The cases that tests and benchmarks share."""
+
+from typing import NamedTuple
+
+from stif_rt.model.config import Config
+
+
+class Case(NamedTuple):
+    """inputs: (h, w). outputs: (H, W). times: of each frame that is asked for."""
+
+    name: str
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    times: tuple[float, ...] = (0.5,)
+    batch: int = 1
+
+
+CASES = [
+    Case("x4", (12, 16), (48, 64)),
+    Case("several times", (8, 12), (16, 24), (0.0, 0.3, 1.0)),
+    Case("batch", (8, 8), (20, 20), (0.25, 0.8), batch=3),
+    Case("non-integer", (12, 10), (29, 37), (0.6,)),
+    Case("ties", (24, 16), (37, 53)),
+    Case("odd", (7, 13), (15, 31)),
+    Case("shrunk", (16, 16), (5, 7)),
+    Case("same size", (9, 6), (9, 6)),
+    Case("one row", (1, 9), (1, 20)),
+    Case("one column", (9, 1), (31, 1)),
+    Case("one pixel", (1, 1), (4, 4)),
+    Case("to one pixel", (5, 6), (1, 1)),
+]
+
+VARIANTS = {
+    "paper": Config(),
+    "fixed": Config(fixed_time=True),
+    "-f": Config(flow=False),
+    "-m": Config(aggregation=False),
+    "-s": Config(single_function=True),
+    "-f -m": Config(flow=False, aggregation=False),
+    "-f -s": Config(flow=False, single_function=True),
+    "centres": Config(grid="centres"),
+    "residual": Config(residual=True),
+    "stif-s": Config(grid="centres", residual=True),
+}
+"""Configurations of the implicit functions."""

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stif_rt.model.config import Config
+from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.model.stif import STIF
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+from fill_weights import fill  # noqa: E402
+
+TINY = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_head": False}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU that PyTorch can use")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(skip)
+
+
+def fill_model(model, seed: int = 0):
+    """Deterministic weights that make flows of several pixels, so that mistakes show."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in fill(shapes, seed).items()})
+    return model.eval()
+
+
+def functions(config: Config) -> ImplicitFunctions:
+    return fill_model(ImplicitFunctions(config))
+
+
+@pytest.fixture(scope="session")
+def paper_model() -> STIF:
+    shapes = json.loads((GOLDEN / "stif_parameters.json").read_text())
+    model = STIF()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in fill(shapes, 0).items()})
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> STIF:
+    """The structure of stif-s with fewer blocks."""
+    return fill_model(STIF(Config(**TINY, grid="centres", residual=True)))
+
+
+@pytest.fixture
+def frames() -> tuple[np.ndarray, np.ndarray]:
+    """Two uint8 frames of an odd size, the second one moved and brighter."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (5, 7, 3))
+    first = np.kron(coarse, np.ones((4, 3, 1), int))[:18, :21]
+    return first.astype(np.uint8), np.clip(np.roll(first, 2, 1) + 20, 0, 255).astype(np.uint8)

@@ -1,0 +1,213 @@
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from videos import picture, write_images, write_video
+
+from stif_rt import cli
+from stif_rt.model.checkpoints import save_model
+from stif_rt.runtime import Runtime
+from stif_rt.video.reader import open_reader, read_image
+
+
+@pytest.fixture
+def weights(tiny_model, tmp_path):
+    (tmp_path / "weights").mkdir()
+    save_model(tiny_model, tmp_path / "weights" / "w.safetensors")
+    return str(tmp_path / "weights" / "w.safetensors")
+
+
+def call(monkeypatch, capsys, *arguments):
+    """(exit status, standard output, standard error) of the command line."""
+    monkeypatch.setattr("sys.argv", ["stif-rt", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        sys.exit(cli.main())
+    captured = capsys.readouterr()
+    return exit_.value.code or 0, captured.out, " ".join(captured.err.split())
+
+
+def read(path):
+    reader = open_reader(path)
+    frames = list(reader)
+    reader.close()
+    return reader, frames
+
+
+def test_video_with_sound(monkeypatch, capsys, tmp_path, weights):
+    source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(8)], Fraction(10), sound=True)
+    target = tmp_path / "out.mp4"
+    status, _, err = call(
+        monkeypatch, capsys, "render", source, target, "--weights", weights, "--scale", 2, "--time-scale", 4
+    )
+    assert status == 0, err
+    assert "wrote 32 frames" in err
+    reader, frames = read(target)
+    assert (reader.width, reader.height, reader.rate) == (64, 36, 40)
+    assert [f.start for f in frames] == [Fraction(n, 40) for n in range(32)]
+    with av.open(str(source)) as a, av.open(str(target)) as b:
+        packets = [
+            [(float(p.pts * p.time_base), bytes(p)) for p in f.demux(audio=0) if p.pts is not None] for f in (a, b)
+        ]
+        assert [data for _, data in packets[0]] == [data for _, data in packets[1]]
+        np.testing.assert_allclose([t for t, _ in packets[0]], [t for t, _ in packets[1]], atol=1e-3)
+        assert abs(a.duration - b.duration) / av.time_base < 0.1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "out.mp4", "weights"]
+
+
+def test_images_equal_the_runtime(monkeypatch, capsys, tmp_path, weights):
+    pictures = [picture(n) for n in range(3)]
+    source = write_images(tmp_path / "in", pictures)
+    status, _, err = call(
+        monkeypatch,
+        capsys,
+        "render",
+        source,
+        tmp_path / "out",
+        "--weights",
+        weights,
+        "--size",
+        "45x31",
+        "--time-scale",
+        2,
+    )
+    assert status == 0, err
+    runtime = Runtime.load(weights)
+    expected = []
+    for n in range(2):
+        runtime.encode(pictures[n], pictures[n + 1])
+        expected += list(runtime.render([0, 0.5], size=(31, 45), output="uint8"))
+    expected += [runtime.render(1, size=(31, 45), output="uint8")] * 2
+    found = [read_image(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert len(found) == 6
+    for a, b in zip(found, expected, strict=True):
+        assert np.array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate"), [("60000/1001", Fraction(60000, 1001)), ("24", Fraction(24)), ("7.5", Fraction(15, 2))]
+)
+def test_any_rate(monkeypatch, capsys, tmp_path, weights, fps, rate):
+    source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(4)], Fraction(30000, 1001))
+    status, _, err = call(
+        monkeypatch, capsys, "render", source, tmp_path / "out.mkv", "--weights", weights, "--scale", 1, "--fps", fps
+    )
+    assert status == 0, err
+    reader, frames = read(tmp_path / "out.mkv")
+    assert len(frames) == -(-Fraction(4 * 1001, 30000) * rate // 1)
+    assert abs(reader.rate - rate) < Fraction(1, 100)
+
+
+def test_odd_sizes_become_even_in_video_files(monkeypatch, capsys, tmp_path, weights):
+    source = write_images(tmp_path / "in", [picture(n, (9, 15)) for n in range(2)])
+    status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "o.mp4", "--weights", weights, "--scale", 3)
+    assert status == 0, err
+    assert read(tmp_path / "o.mp4")[1][0].image.shape == (28, 44, 3)
+
+
+def test_one_image(monkeypatch, capsys, tmp_path, weights):
+    source = write_images(tmp_path / "in", [picture(0)])
+    status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "out", "--weights", weights, "--scale", 1.5)
+    assert status == 0, err
+    assert read_image(tmp_path / "out" / "frame_000000.png").shape == (27, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.mp4", "out.mp4"], "nowhere.mp4 does not exist"),
+        (["text.mp4", "out.mp4"], "cannot be read as a video"),
+        (["in.mp4", "in.mp4"], "input itself"),
+        (["in.mp4", "out.xyz"], "cannot write .xyz"),
+        (["in.mp4", "taken.mp4"], "--overwrite"),
+        (["in.mp4", "none/out.mp4"], "does not exist"),
+        (["in.mp4", "out.mp4", "--scale", "0"], "positive"),
+        (["in.mp4", "out.mp4", "--size", "1920"], "WIDTHxHEIGHT"),
+        (["in.mp4", "out.mp4", "--size", "33x20"], "even"),
+        (["in.mp4", "out.mp4", "--size", "32x20", "--scale", "2"], "not both"),
+        (["in.mp4", "out.mp4", "--fps", "fast"], "--fps fast"),
+        (["in.mp4", "out.mp4", "--fps", "1/0"], "--fps 1/0"),
+        (["in.mp4", "out.mp4", "--time-scale", "-1"], "positive"),
+        (["in.mp4", "out.mp4", "--fps", "60", "--time-scale", "2"], "not both"),
+        (["in.mp4", "out.mp4", "--weights", "nothing.pth"], "nothing.pth do not exist"),
+        (["in.mp4", "out.mp4", "--weights", "text.mp4"], "plain tensors"),
+        (["in.mp4", "out.mp4", "--kernels", "magic"], "magic"),
+        (["in.mp4", "out.mp4", "--encoder", "magic"], "magic"),
+        (["in.mp4", "out.mp4", "--dtype", "int4"], "int4"),
+        (["in.mp4", "out.mp4", "--device", "toaster"], "toaster"),
+    ],
+)
+def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "in.mp4", [picture(n) for n in range(2)])
+    (tmp_path / "text.mp4").write_text("text")
+    (tmp_path / "taken.mp4").write_text("old")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    status, _, err = call(monkeypatch, capsys, "render", *arguments)
+    assert status == 1
+    assert said in err
+    assert "Traceback" not in err
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_damage_midway_leaves_no_output(monkeypatch, capsys, tmp_path, weights):
+    source = write_images(tmp_path / "in", [picture(0), picture(1)])
+    (source / "zzz.png").write_bytes(b"broken")
+    status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "out.mp4", "--weights", weights)
+    assert status == 1
+    assert "zzz.png cannot be read" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "weights"]
+
+
+def test_sound_that_does_not_fit_is_explained(monkeypatch, capsys, tmp_path, weights):
+    source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(2)], sound=True)
+    arguments = ["render", source, tmp_path / "out.webm", "--weights", weights, "--scale", 1]
+    status, _, err = call(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert "--no-audio" in err
+    assert not (tmp_path / "out.webm").exists()
+    status, _, err = call(monkeypatch, capsys, *arguments, "--no-audio")
+    assert status == 0, err
+
+
+def test_few_frames_are_in_memory(monkeypatch, tmp_path, tiny_model):
+    """Frames are read only when the ones before them have been written."""
+    from stif_rt.video.reader import Frame
+    from stif_rt.video.render import render_frames
+
+    read_, written, ahead = 0, 0, []
+
+    class Reader:
+        def __iter__(self):
+            nonlocal read_
+            for n in range(12):
+                read_ += 1
+                yield Frame(Fraction(n), Fraction(n + 1), picture(n))
+
+    class Writer:
+        def write(self, image):
+            nonlocal written
+            written += 1
+            ahead.append(read_ - written)
+
+    render_frames(Runtime.from_model(tiny_model), Reader(), Writer(), (18, 32), Fraction(1), lambda: None)
+    assert written == 12
+    assert max(ahead) <= 2
+
+
+def test_info_lists_everything(monkeypatch, capsys):
+    status, out, _ = call(monkeypatch, capsys, "info")
+    assert status == 0
+    for word in ("stif-rt", "torch", "CPU", "encoder torch", "kernels reference", "bfloat16"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["render", "--help"], ["train", "--help"], ["eval", "--help"], ["info", "--help"]]
+)
+def test_help(arguments):
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0
+    assert "Usage" in result.output

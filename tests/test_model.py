@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from cases import VARIANTS
+from conftest import GOLDEN, TINY, fill_model
+
+from stif_rt.model.config import CONFIGS, Config
+from stif_rt.model.stif import STIF
+
+TOLERANCE = {"features": 5e-6, "sif": 5e-6, "flow": 3e-5, "rgb": 1e-5}
+
+
+@pytest.mark.parametrize("name", ["stif_a", "stif_b", "stif_c"])
+def test_matches_golden_tensors(paper_model, name):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    frames, size = torch.from_numpy(golden["frames"]), tuple(golden["size"].tolist())
+    with torch.no_grad():
+        features = paper_model.encode(frames)
+        found = {"features": features, "sif": [], "flow": [], "rgb": []}
+        for t in golden["times"].tolist():
+            decoded = paper_model.decode(features, frames, torch.full((len(frames),), t), size)
+            found["sif"].append(decoded.sif.movedim(1, -1))
+            found["flow"].append(decoded.flow.movedim(1, -1))
+            found["rgb"].append(decoded.rgb)
+    found |= {"sif": torch.stack(found["sif"]), "flow": torch.stack(found["flow"]), "rgb": torch.stack(found["rgb"], 1)}
+    for array, tolerance in TOLERANCE.items():
+        np.testing.assert_allclose(found[array].numpy(), golden[array], rtol=0, atol=tolerance, err_msg=array)
+
+
+def test_published_names_and_shapes():
+    shapes = json.loads((GOLDEN / "stif_parameters.json").read_text())
+    model = STIF()
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == shapes
+    assert sum(p.numel() for p in model.parameters()) == 11_312_698
+
+
+def test_compact_configuration_stays_within_its_budget():
+    """At most 3 M multiply-adds per low-resolution pixel."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = STIF(CONFIGS["stif-s"])
+    with FlopCounterMode(display=False) as counter:  # gradients on: the form whose operations are all counted
+        model.encode(torch.rand(1, 2, 3, 32, 64))
+    assert 2e6 < counter.get_total_flops() / 2 / (32 * 64) <= 3e6
+
+
+def test_untrained_residual_model_is_a_blend():
+    model = STIF(Config(**TINY, grid="centres", residual=True, flow=False))
+    frames = torch.rand(1, 2, 3, 8, 8)
+    out = model(frames, torch.tensor([0.25]), (8, 8))
+    torch.testing.assert_close(out, 0.75 * frames[:, 0] + 0.25 * frames[:, 1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_of_every_variant_learns(variant):
+    config = VARIANTS[variant]
+    model = fill_model(STIF(Config(**{**config.to_dict(), **TINY}))).train()
+    model(torch.rand(1, 2, 3, 8, 8), torch.tensor([0.5]), (16, 16)).sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_recurrent_stage_sees_both_directions():
+    model = fill_model(STIF(Config(**{**TINY, "recurrent": True})))
+    frames = torch.rand(1, 2, 3, 8, 8)
+    with torch.no_grad():
+        before = model.encode(frames)
+        frames[:, 1] = 1 - frames[:, 1]
+        after = model.encode(frames)
+    assert all((before[:, n] - after[:, n]).abs().max() > 1e-3 for n in range(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 6, 8), (1, 1, 3, 8, 8), (2, 3, 8, 8), (1, 2, 4, 8, 8)])
+def test_encoder_refuses_other_shapes(tiny_model, shape):
+    with pytest.raises(ValueError, match=r"must be|multiples of 4"):
+        tiny_model.encode(torch.rand(shape))
+
+
+def test_fixed_model_knows_one_time():
+    model = STIF(Config(**TINY, fixed_time=True))
+    features, frames = torch.rand(1, 3, 64, 4, 4), torch.rand(1, 2, 3, 4, 4)
+    assert model.decode(features, frames, torch.tensor([0.5]), (4, 4)).rgb.shape == (1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"0\.5 only"):
+        model.decode(features, frames, torch.tensor([0.25]), (4, 4))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"grid": "edges"}, {"back_blocks": -1}, {"single_function": True, "aggregation": False}]
+)
+def test_impossible_configurations_are_refused(fields):
+    with pytest.raises(ValueError, match=r"grid|negative|aggregation"):
+        Config(**fields)
+
+
+def test_configuration_survives_a_round_trip():
+    for config in CONFIGS.values():
+        assert Config.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="colour_space"):
+        Config.from_dict({"colour_space": 1})

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+from stif_rt import Runtime
+from stif_rt.model.config import CONFIGS
+from stif_rt.runtime import bundled_weights
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_wheel_holds_all_modules_and_weights(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
+    assert modules <= names
+    assert {"stif_rt/weights/stif-s.safetensors", "stif_rt/weights/README.md", "stif_rt/py.typed"} <= names
+
+
+def test_bundled_weights_are_the_compact_configuration():
+    runtime = Runtime.load()
+    assert runtime.config == CONFIGS["stif-s"]
+    assert bundled_weights().stat().st_size < 8 << 20
+
+
+def test_bundled_weights_render_a_moving_edge():
+    """A bright edge moves by four pixels: halfway it has moved by about two, and flat parts keep their colour."""
+    frames = torch.full((2, 3, 32, 48), 0.2)
+    frames[0, :, :, 20:] = 0.8
+    frames[1, :, :, 24:] = 0.8
+    runtime = Runtime.load()
+    runtime.encode(frames[0], frames[1])
+    middle = runtime.render(0.5, scale=4)
+    assert (middle[:, 16:-16, :56] - 0.2).abs().max() < 0.08
+    assert (middle[:, 16:-16, 120:] - 0.8).abs().max() < 0.08
+    crossing = (middle[:, 16:-16].mean((0, 1)) > 0.5).float().argmax().item()
+    assert abs(crossing - 88) <= 6

@@ -1,0 +1,238 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from videos import picture, write_images, write_video
+
+from stif_rt.model.checkpoints import load_model
+from stif_rt.model.config import CONFIGS, Config
+from stif_rt.model.stif import STIF
+from stif_rt.training.data import Batches, Clip, Recipe, find_clips, load_clip
+from stif_rt.training.degradation import degrade
+from stif_rt.training.train import FastForm, Options, charbonnier, train
+
+CPU = torch.device("cpu")
+CONFIG = Config(**TINY, grid="centres", residual=True)
+RECIPE = Recipe(patch=8, scales=(2.0, 2.0), windows=(2, 4), targets=2, photometric=True)
+SMALL = Options(
+    recipe=RECIPE,
+    stage_one=4,
+    stage_two=3,
+    stage_two_scales=(1.0, 2.0),
+    batch=2,
+    learning_rate=1e-3,
+    period=7,
+    save_every=2,
+)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return [load_clip(write_video(tmp_path / "v.mp4", [picture(n, (40, 48)) for n in range(9)]), tmp_path / "cache", 1)]
+
+
+def fresh() -> STIF:
+    torch.manual_seed(0)
+    return STIF(CONFIG)
+
+
+def test_layouts_are_found(tmp_path):
+    (tmp_path / "gopro" / "GOPR1").mkdir(parents=True)
+    for name in ("sharp", "blur"):
+        write_images(tmp_path / "gopro" / "GOPR1" / name, [picture(0)])
+    write_images(tmp_path / "calendar", [picture(0)])
+    write_video(tmp_path / "adobe.mp4", [picture(0)])
+    (tmp_path / "readme.txt").write_text("")
+    assert [str(p.relative_to(tmp_path)) for p in find_clips(tmp_path)] == [
+        "adobe.mp4",
+        "calendar",
+        "gopro/GOPR1/sharp",
+    ]
+    assert find_clips(tmp_path / "adobe.mp4") == [tmp_path / "adobe.mp4"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        find_clips(tmp_path / "empty")
+
+
+def test_clips_are_cached_and_cut_into_shots(tmp_path):
+    pictures = [picture(n) for n in range(4)] + [255 - picture(n) for n in range(5)]
+    folder = write_images(tmp_path / "clip", pictures)
+    clip = load_clip(folder, tmp_path / "cache", 1)
+    assert clip.shots == [(0, 4), (4, 9)]
+    assert np.array_equal(clip.frames, pictures)
+    assert clip.windows(3) == [0, 1, 4, 5, 6]
+    assert clip.windows(6) == []
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    assert np.array_equal(load_clip(folder, tmp_path / "cache", 1).frames, pictures)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == files
+    assert load_clip(folder, tmp_path / "cache", 2).frames.shape == (9, 9, 16, 3)
+
+
+def test_batches_depend_on_their_number_only(clips):
+    data = Batches(clips, RECIPE, 3, seed=5)
+    a, b, c = data[4], data[4], data[5]
+    assert torch.equal(a.frames, b.frames)
+    assert torch.equal(a.truth, b.truth)
+    assert not torch.equal(a.truth, c.truth)
+    assert a.frames.shape == (3, 2, 3, 8, 8)
+    assert a.truth.shape == (3, 2, 3, 16, 16)
+    assert a.times.shape == (3, 2)
+
+
+def test_examples_are_consistent():
+    """Frame n is a flat grey of level n: times, targets and inputs must tell the same story."""
+    frames = np.broadcast_to((20 * np.arange(10, dtype=np.uint8)).reshape(10, 1, 1, 1), (10, 40, 40, 3))
+    clip = Clip("ramp", frames, [(0, 10)])
+    batch = Batches([clip], dataclasses.replace(RECIPE, windows=(3, 9), photometric=False, targets=3), 64, 0)[0]
+    start, end = (batch.frames[:, k].mean((1, 2, 3)) for k in (0, 1))
+    expected = start[:, None] + (end - start)[:, None] * batch.times
+    torch.testing.assert_close(batch.truth.mean((2, 3, 4)), expected, atol=1e-4, rtol=0)
+    lengths = ((end - start).abs() * 255 / 20 + 1).round().unique().tolist()
+    assert lengths == [3, 4, 5, 6, 7, 8, 9]
+    assert (end > start).any()
+    assert (end < start).any()
+    assert batch.times.min() == 0
+    assert batch.times.max() == 1
+
+
+def test_inputs_are_the_degraded_truth(clips):
+    recipe = dataclasses.replace(RECIPE, windows=(2, 2), photometric=False)
+    batch = Batches(clips, recipe, 8, 0)[0]
+    for frames, times, truth in zip(batch.frames, batch.times, batch.truth, strict=True):
+        for t, picture_ in zip(times, truth, strict=True):
+            torch.testing.assert_close(degrade(picture_, (8, 8)), frames[int(t)])
+
+
+def test_scale_is_drawn_per_batch(clips):
+    data = Batches(clips, dataclasses.replace(RECIPE, scales=(1.0, 4.0)), 1, 0)
+    sides = {data[n].truth.shape[-1] for n in range(40)}
+    assert min(sides) < 14
+    assert max(sides) > 26
+    assert all(8 <= side <= 32 for side in sides)
+
+
+def test_unusable_clips_are_refused(clips):
+    with pytest.raises(ValueError, match="10 frames without a cut"):
+        Batches(clips, dataclasses.replace(RECIPE, windows=(2, 10)), 1, 0)
+    with pytest.raises(ValueError, match="48x48"):
+        Batches(clips, dataclasses.replace(RECIPE, patch=24), 1, 0)
+
+
+def test_fast_form_is_the_model(clips):
+    batch = Batches(clips, RECIPE, 2, 0)[0]
+    model = fresh()
+    found = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+    for n in range(2):
+        torch.testing.assert_close(found[:, n], model(batch.frames, batch.times[:, n], (16, 16)), atol=1e-5, rtol=0)
+
+
+def test_learning_rate_is_a_cosine_with_restarts():
+    options = Options()
+    assert options.learning_rate_at(0) == pytest.approx(1e-4)
+    assert options.learning_rate_at(75_000) == pytest.approx((1e-4 + 1e-7) / 2)
+    assert options.learning_rate_at(149_999) == pytest.approx(1e-7, rel=1e-3)
+    assert options.learning_rate_at(150_000) == pytest.approx(1e-4)
+
+
+def test_loss():
+    assert charbonnier(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.0])).item() == pytest.approx(1.5005, abs=1e-4)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_run_equals_an_unbroken_one(clips, tmp_path, average, workers):
+    options = dataclasses.replace(SMALL, average=average, clip_gradient=1.0)
+    losses: list[float] = []
+    unbroken = train(fresh(), clips, options, tmp_path / "a", CPU, workers, lambda s: losses.append(s.loss))
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step.iteration == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(fresh(), clips, options, tmp_path / "b", CPU, workers, stop)
+    again: list[float] = []
+    resumed = train(STIF(CONFIG), clips, options, tmp_path / "b", CPU, workers, lambda s: again.append(s.loss))
+    assert again == losses[4:]
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_training_learns(clips, tmp_path):
+    options = dataclasses.replace(SMALL, stage_one=30, stage_two=0, batch=4, period=60, save_every=100)
+    losses: list[float] = []
+    train(fresh(), clips, options, tmp_path, CPU, 0, lambda s: losses.append(s.loss))
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+
+
+def test_mixed_precision_runs(clips, tmp_path):
+    options = dataclasses.replace(SMALL, precision="bfloat16")
+    losses: list[float] = []
+    model = train(fresh(), clips, options, tmp_path, CPU, 0, lambda s: losses.append(s.loss))
+    assert np.isfinite(losses).all()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_another_configuration_does_not_resume(clips, tmp_path):
+    train(fresh(), clips, SMALL, tmp_path, CPU, 0)
+    with pytest.raises(ValueError, match="another configuration"):
+        train(STIF(Config(**TINY)), clips, SMALL, tmp_path, CPU, 0)
+
+
+def test_patch_must_fit_the_pyramid(clips, tmp_path):
+    options = dataclasses.replace(SMALL, recipe=dataclasses.replace(RECIPE, patch=10))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        train(fresh(), clips, options, tmp_path, CPU, 0)
+
+
+COMMAND = "train {data} --output {output} --config stif-s --cache {cache} --patch 8 --scale 2 --max-scale 2 --window 3 "
+COMMAND += (
+    "--batch 2 --stage-one 2 --stage-two 1 --save-every 2 --workers 0 --device cpu --validation {data} --tensorboard"
+)
+
+
+def test_command_line(clips, tmp_path):
+    output = tmp_path / "run"
+    arguments = COMMAND.format(data=tmp_path / "v.mp4", output=output, cache=tmp_path / "cache").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "stif_rt.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "over bicubic" in done.stderr
+    assert load_model(output / "stif-s.safetensors").config.residual
+    assert list(output.glob("events.*"))
+
+
+def test_two_processes_average_their_gradients(clips, tmp_path):
+    """One step of two processes with one window each is one step on the mean of both windows' gradients."""
+    output = tmp_path / "run"
+    arguments = (
+        f"train {tmp_path / 'v.mp4'} --output {output} --config stif-s --cache {tmp_path / 'cache'} --device cpu "
+    )
+    arguments += "--patch 8 --scale 2 --window 3 --batch 2 --stage-one 1 --stage-two 0 --workers 0"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    launch += ["--rdzv-endpoint=localhost:0", "-m", "stif_rt.cli", *arguments.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+    torch.manual_seed(0)
+    model = STIF(CONFIGS["stif-s"]).train()
+    data = Batches(clips, Recipe(patch=8, scales=(2.0, 2.0), windows=(3, 3)), 1, 0)
+    for batch in (data[0], data[1]):
+        output_ = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+        (charbonnier(output_, batch.truth) / 2).backward()
+    torch.optim.Adam(model.parameters(), lr=1e-4).step()
+    found = load_model(output / "stif-s.safetensors").state_dict()
+    for name, value in model.state_dict().items():
+        # Adam's first step is the gradient's sign: only where the gradient is nothing but rounding may it differ
+        differs = (found[name] - value).abs() > 1e-6
+        assert differs.float().mean() < 0.02, name
