@@ -11,6 +11,8 @@ from stif_rt.runtime import Runtime
 from stif_rt.training.data import Clip
 from stif_rt.training.degradation import degrade, imresize
 
+IDENTICAL = 100.0
+"""dB. Reported for pictures that differ less than this tells, such as black ones."""
 SMOOTH = 40.0
 """dB. A window is smooth, not textured, where bicubic up-scaling alone reaches this on its first and last frame."""
 
@@ -29,8 +31,8 @@ class Window:
 
 
 def psnr(output: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio over all RGB values, dB; both in [0, 1]. Infinite for equal pictures."""
-    return float(-10 * torch.log10(((output - truth).double() ** 2).mean()))
+    """Peak signal-to-noise ratio over all RGB values, dB, at most IDENTICAL; both in [0, 1]."""
+    return min(float(-10 * torch.log10(((output - truth).double() ** 2).mean())), IDENTICAL)
 
 
 def evaluate(runtime: Runtime, clips: list[Clip], length: int, scale: float, most: int) -> Iterator[Window]:

@@ -37,12 +37,6 @@ def check_time(config: Config, times: Tensor) -> None:
         raise ValueError(f"this model was trained for t = 0.5 only and cannot render t = {times.flatten().tolist()}")
 
 
-def _scale(layer: nn.Linear, factor: float) -> None:
-    with torch.no_grad():
-        layer.weight.mul_(factor)
-        layer.bias.mul_(factor)
-
-
 class ImplicitFunctions(nn.Module):
     """SIF (``feat_imnet``), TIF (``flow_imnet``) and the decoder (``encode_imnet``)."""
 
@@ -58,10 +52,25 @@ class ImplicitFunctions(nn.Module):
         inputs = 0 if config.single_function else 2 * CHANNELS
         inputs += 2 * (FEATURES + IMAGES) if config.aggregation else 0
         self.encode_imnet = Siren(inputs + 1, (64, 64, 256, 256), 3)
-        if config.residual:  # start as a blend of the two frames
-            _scale(self.encode_imnet.linears[-1], 0)
-            if config.flow:
-                _scale(self.flow_imnet.linears[-1], 0.1)
+        if config.residual:
+            self._prepare_residual()
+
+    @torch.no_grad()
+    def _prepare_residual(self) -> None:
+        """Starts as a blend of the two frames that is ready to learn.
+
+        SIREN's own first layer is meant for inputs that fill [-1, 1]; features and positions barely move it. With the
+        wider one a batch was fitted to 0.74 of the blend's loss in 60 iterations, 0.94 without.
+        """
+        for network in self.children():
+            network.linears[0].weight[:, :-1] *= 10  # all but the time
+        if not self.config.single_function:
+            self.feat_imnet.linears[0].weight[:, FEATURES + IMAGES : -1] *= 3  # the position within the cell
+        for parameter in self.encode_imnet.linears[-1].parameters():
+            parameter.zero_()
+        if self.config.flow:
+            for parameter in self.flow_imnet.linears[-1].parameters():
+                parameter *= 0.1
 
     def forward(self, features: Tensor, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Decoded:
         """The frames at ``times`` and ``size``.

@@ -173,5 +173,5 @@ def _flip(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 def _photometric(images: Tensor, rng: np.random.Generator) -> Tensor:
     """One gain, gamma and channel order for all frames of an example."""
-    gamma, gain = np.exp(rng.uniform(-0.7, 0.7)), rng.uniform(0.3, 1.1)
+    gamma, gain = np.exp(rng.uniform(-0.4, 0.4)), rng.uniform(0.5, 1.1)
     return (images[:, rng.permutation(3).tolist()] ** gamma * gain).clamp(0, 1)

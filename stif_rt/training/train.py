@@ -155,8 +155,8 @@ def train(
                 if validate is not None:
                     validate(_usable(model, average), number + 1)
             start = time.perf_counter()
-    if world > 1:
-        torch.distributed.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # none may leave while the first one still writes
         torch.distributed.destroy_process_group()
     return _usable(model, average)
 

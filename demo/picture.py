@@ -1,0 +1,62 @@
+"""One PNG of a clip: at three times between two frames, the input enlarged by bicubic blending, the result, and the
+flow to the earlier frame as colours (hue: direction; saturation: length).
+
+    python demo/picture.py demo/clip.mp4 out/demo.png
+"""
+
+import argparse
+import colorsys
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stif_rt import Runtime
+from stif_rt.training.degradation import imresize
+from stif_rt.video.reader import Image, open_reader
+from stif_rt.video.writer import write_png
+
+SCALE = 4
+TIMES = (0.25, 0.5, 0.75)
+
+
+def flow_colours(flow: torch.Tensor, largest: float) -> Image:
+    """[2, H, W] in pixels to RGB: white for no motion, full colour for ``largest``."""
+    x, y = flow.cpu().numpy()
+    turns = np.arctan2(y, x) / (2 * np.pi) % 1
+    wheel = np.array([colorsys.hsv_to_rgb(hue, 1, 1) for hue in np.arange(360) / 360])
+    strength = np.clip(np.hypot(x, y) / largest, 0, 1)[..., None]
+    colours = 1 - strength * (1 - wheel[(turns * 360).astype(int) % 360])
+    return (colours * 255).round().astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clip", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--pair", type=int, default=8, help="number of the first of the two frames")
+    arguments = parser.parse_args()
+    with contextlib.closing(open_reader(arguments.clip)) as reader:
+        frames = [frame.image for frame in reader][arguments.pair : arguments.pair + 2]
+
+    runtime = Runtime.load()
+    runtime.encode(*frames)
+    large = [
+        imresize(torch.from_numpy(image).movedim(-1, 0) / 255, (SCALE * image.shape[0], SCALE * image.shape[1]))
+        for image in frames
+    ]
+    flows = [runtime.flow(t, scale=SCALE)[:2] for t in TIMES]
+    largest = max(float(flow.square().sum(0).sqrt().quantile(0.99)) for flow in flows)
+    rows = []
+    for t, flow in zip(TIMES, flows, strict=True):
+        blend = ((1 - t) * large[0] + t * large[1]).clamp(0, 1)
+        bicubic = (blend * 255).round().byte().movedim(0, -1).numpy()
+        result = runtime.render(t, scale=SCALE, output="uint8").cpu().numpy()
+        rows.append(np.concatenate((bicubic, result, flow_colours(flow, largest)), 1))
+    write_png(arguments.output, np.concatenate(rows))
+    print(f"wrote {arguments.output}: bicubic + blend | stif-rt | flow to the earlier frame, at t = {TIMES}")
+
+
+if __name__ == "__main__":
+    main()
