@@ -88,9 +88,9 @@ def common(
 def render(
     input: Annotated[Path, typer.Argument(help="A video file, or a folder of images in the order of their names.")],
     output: Annotated[Path, typer.Argument(help="A video file (.mp4, .mkv, .mov, .webm), or a folder for PNG images.")],
-    scale: Annotated[float | None, typer.Option(help="Output pixels per input pixel. [default: 4]")] = None,
+    scale: Annotated[float | None, typer.Option(help="Output pixels per input pixel. 4 unless given.")] = None,
     size: Annotated[str | None, typer.Option(help="Output size WIDTHxHEIGHT, instead of --scale.")] = None,
-    time_scale: Annotated[float | None, typer.Option(help="Output frames per input frame. [default: 1]")] = None,
+    time_scale: Annotated[str | None, typer.Option(help="Output frames per input frame, such as 8 or 5/2.")] = None,
     fps: Annotated[str | None, typer.Option(help="Output frames per second, such as 60 or 60000/1001.")] = None,
     input_fps: Annotated[str, typer.Option(help="Frames per second of a folder of images.")] = "24",
     weights: Weights = None,
@@ -128,14 +128,13 @@ def render(
     console.print(f"wrote {written} frames to {output}", highlight=False)
 
 
-def output_rate(input_rate: Fraction, time_scale: float | None, fps: str | None) -> Fraction:
+def output_rate(input_rate: Fraction, time_scale: str | None, fps: str | None) -> Fraction:
     """Frames per second of the output, exactly."""
     if time_scale is not None and fps is not None:
         raise ValueError("give either --time-scale or --fps, not both")
     if fps is not None:
         return parse_rate(fps, "--fps")
-    factor = Fraction(1) if time_scale is None else parse_rate(str(time_scale), "--time-scale")
-    return input_rate * factor
+    return input_rate * (1 if time_scale is None else parse_rate(time_scale, "--time-scale"))
 
 
 def parse_rate(text: str, option: str) -> Fraction:

@@ -26,6 +26,7 @@ BUNDLED = "stif-s.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Picture = NDArray[np.uint8] | NDArray[np.float32] | Tensor
+Times = float | Sequence[float] | NDArray[np.floating] | Tensor
 Scale = float | None
 Size = tuple[int, int] | None
 
@@ -132,7 +133,7 @@ class Runtime:
     @torch.inference_mode()
     def render(
         self,
-        t: float | Sequence[float],
+        t: Times,
         scale: Scale = None,
         *,
         size: Size = None,
@@ -152,7 +153,7 @@ class Runtime:
         """
         if output not in ("float32", "uint8"):
             raise ValueError(f"output must be 'float32' or 'uint8', not {output!r}")
-        times, geometry, box = self._request(t, scale, size, region)
+        times, several, geometry, box = self._request(t, scale, size, region)
         rgb = torch.empty(len(times), 3, box.height, box.width, device=self.device)
         for index in range(len(times)):
             self._render(rgb[index], times[None, index : index + 1], geometry, box, box)
@@ -160,7 +161,7 @@ class Runtime:
             result = (rgb.clamp_(0, 1) * 255).round_().byte().movedim(1, -1)
         else:
             result = rgb.clamp_(0, 1)
-        return result if isinstance(t, Sequence) else result[0]
+        return result if several else result[0]
 
     @torch.inference_mode()
     def flow(self, t: float, scale: Scale = None, *, size: Size = None) -> Tensor:
@@ -171,7 +172,9 @@ class Runtime:
         """
         if not self.config.flow:
             raise ValueError("this model predicts no flow (the paper's '-f' variant)")
-        times, geometry, box = self._request(t, scale, size, None)
+        times, several, geometry, box = self._request(t, scale, size, None)
+        if several:
+            raise ValueError("flow takes one time, not a sequence")
         assert self._pair is not None
         flow = torch.empty(4, box.height, box.width, device=self.device)
         for part in _split(box, self._affordable_pixels()):
@@ -181,18 +184,18 @@ class Runtime:
         return flow
 
     def _request(
-        self, t: float | Sequence[float], scale: Scale, size: Size, region: tuple[int, int, int, int] | None
-    ) -> tuple[Tensor, Geometry, Box]:
-        """Checked arguments: times [T], geometry and the box to render."""
+        self, t: Times, scale: Scale, size: Size, region: tuple[int, int, int, int] | None
+    ) -> tuple[Tensor, bool, Geometry, Box]:
+        """Checked arguments: times [T], whether they were a sequence, geometry and the box to render."""
         if self._pair is None:
             raise RuntimeError("there is nothing to render yet: call encode(frame0, frame1) first")
-        values = list(t) if isinstance(t, Sequence) else [t]
-        if not values:
-            raise ValueError("t is an empty sequence: give at least one time")
-        for value in values:
-            if not 0 <= value <= 1:
-                raise ValueError(f"t must lie in [0, 1], between the two frames; got {value}")
-        times = torch.tensor(values, dtype=torch.float32, device=self.device)
+        given = torch.as_tensor(t, dtype=torch.float32)
+        times = given.reshape(-1).to(self.device)
+        if given.ndim > 1 or not len(times):
+            raise ValueError(f"t must be a number or a sequence of at least one, not of shape {list(given.shape)}")
+        outside = times[~((times >= 0) & (times <= 1))]
+        if len(outside):
+            raise ValueError(f"t must lie in [0, 1], between the two frames; got {outside[0].item():g}")
         check_time(self.config, times)
         H, W = output_size(self._pair.size, scale, size)
         box = Box(0, 0, H, W)
@@ -200,7 +203,7 @@ class Runtime:
             box = Box(*(_integer(value, "region") for value in region))
             if box.height < 1 or box.width < 1 or not Box(0, 0, H, W).contains(box):
                 raise ValueError(f"region (y, x, height, width) {tuple(region)} does not lie in the {H}x{W} picture")
-        return times, make_geometry(self.config, self._pair.size, (H, W)).to(self.device), box
+        return times, given.ndim > 0, make_geometry(self.config, self._pair.size, (H, W)).to(self.device), box
 
     def _affordable_pixels(self) -> int:
         """Output pixels whose spatial feature and flow fit the memory budget."""

@@ -80,6 +80,9 @@ def test_several_times_and_kinds_of_output(runtime, frames):
     assert pictures.dtype == torch.uint8
     assert torch.equal(pictures, (several * 255).round().byte().movedim(1, -1))
     assert runtime.render(0.25, output="uint8").shape == (18, 21, 3)
+    for times in (np.array([0.25, 0.5]), torch.tensor([0.25, 0.5])):
+        assert torch.equal(runtime.render(times, scale=1.5), several)
+    assert runtime.render(torch.tensor(0.25)).shape == (3, 18, 21)
 
 
 @pytest.mark.parametrize("region", [(0, 0, 72, 84), (0, 0, 1, 1), (71, 83, 1, 1), (10, 20, 30, 40), (5, 0, 7, 84)])
@@ -196,7 +199,8 @@ def test_bad_frames(runtime, kind):
         ({"t": 1.5}, r"\[0, 1\].*1\.5"),
         ({"t": -0.1}, r"\[0, 1\]"),
         ({"t": float("nan")}, r"\[0, 1\].*nan"),
-        ({"t": []}, "empty"),
+        ({"t": []}, "at least one"),
+        ({"t": [[0.5]]}, "shape"),
         ({"t": 0.5, "scale": 0}, "positive"),
         ({"t": 0.5, "scale": -1}, "positive"),
         ({"t": 0.5, "scale": float("inf")}, "positive"),

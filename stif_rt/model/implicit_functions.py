@@ -4,7 +4,7 @@ This is the definition that everything else is tested against. It is written to 
 same mathematics rearranged to be fast.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,14 +63,14 @@ class ImplicitFunctions(nn.Module):
         wider one a batch was fitted to 0.74 of the blend's loss in 60 iterations, 0.94 without.
         """
         for network in self.children():
-            network.linears[0].weight[:, :-1] *= 10  # all but the time
+            cast(Siren, network).linears[0].weight[:, :-1] *= 10  # all but the time
         if not self.config.single_function:
             self.feat_imnet.linears[0].weight[:, FEATURES + IMAGES : -1] *= 3  # the position within the cell
         for parameter in self.encode_imnet.linears[-1].parameters():
             parameter.zero_()
         if self.config.flow:
             for parameter in self.flow_imnet.linears[-1].parameters():
-                parameter *= 0.1
+                parameter.mul_(0.1)
 
     def forward(self, features: Tensor, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Decoded:
         """The frames at ``times`` and ``size``.
