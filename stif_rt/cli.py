@@ -18,6 +18,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +35,7 @@ from stif_rt.runtime import DTYPES, Runtime, choose_device, output_size
 from stif_rt.training.data import Recipe, find_clips, load_clip
 from stif_rt.training.train import Options, Step, is_first_process
 from stif_rt.training.train import train as train_model
+from stif_rt.video.plan import count
 from stif_rt.video.reader import VideoReader, open_reader
 from stif_rt.video.render import render_frames
 from stif_rt.video.writer import check_target, image_writer, is_video, video_writer
@@ -98,7 +100,9 @@ def render(
     dtype: Dtype = "float32",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
-    max_memory: Annotated[float, typer.Option(help="GiB of working memory for a frame; larger ones go in pieces.")] = 2,
+    max_memory: Annotated[
+        float, typer.Option(min=0, max=2**20, help="GiB of working memory for a frame; larger ones go in pieces.")
+    ] = 3,
     crf: Annotated[int, typer.Option(min=0, max=63, help="Quality of the written video: lower is better.")] = 16,
     audio: Annotated[bool, typer.Option(help="Copy the input's sound.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
@@ -114,18 +118,19 @@ def render(
         )
         if as_video:
             sound = reader if audio and isinstance(reader, VideoReader) else None
-            target = video_writer(output, (H, W), rate, crf, sound)
+            aspect = reader.sample_aspect_ratio if size is None else None  # a size of one's own has square pixels
+            target = video_writer(output, (H, W), rate, crf, sound, aspect)
         else:
             target = image_writer(output)
         console.print(
             f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {float(rate):g}/s, "
             f"{describe(runtime)}"
         )
-        total = None if reader.frames is None else -(-reader.frames * rate // reader.rate)
+        total = None if reader.frames is None else count(reader.frames, reader.rate, rate)
         with target as writer, progress_bar() as progress:
             task = progress.add_task("rendering", total=total)
             written = render_frames(runtime, reader, writer, (H, W), rate, lambda: progress.advance(task))
-    console.print(f"wrote {written} frames to {output}", highlight=False)
+    console.print(f"wrote {written} frames to {output}", highlight=False, markup=False)
 
 
 def output_rate(input_rate: Fraction, time_scale: str | None, fps: str | None) -> Fraction:
@@ -133,8 +138,14 @@ def output_rate(input_rate: Fraction, time_scale: str | None, fps: str | None) -
     if time_scale is not None and fps is not None:
         raise ValueError("give either --time-scale or --fps, not both")
     if fps is not None:
-        return parse_rate(fps, "--fps")
-    return input_rate * (1 if time_scale is None else parse_rate(time_scale, "--time-scale"))
+        rate = parse_rate(fps, "--fps")
+    else:
+        rate = input_rate * (1 if time_scale is None else parse_rate(time_scale, "--time-scale"))
+    if max(rate.numerator, rate.denominator) >= 2**31:  # more than files can hold; 59.94005994... becomes 60000/1001
+        rate = rate.limit_denominator(1001)
+    if not 0 < rate < 2**20:
+        raise ValueError(f"the output would have {float(rate):g} frames per second")
+    return rate
 
 
 def parse_rate(text: str, option: str) -> Fraction:
@@ -223,8 +234,10 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an unfinished run there resumes.")],
     config: Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}.")] = "stif",
     start_from: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for decoded frames. [default: OUTPUT/cache]")] = None,
-    downscale: Annotated[float, typer.Option(help="Shrink clips by this before use, to shed compression.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Folder for decoded frames, else OUTPUT/cache.")] = None,
+    downscale: Annotated[
+        float, typer.Option(min=0.1, help="Shrink clips by this before use, to shed compression.")
+    ] = 1,
     stage_one: Annotated[int, typer.Option(help="Iterations at one spatial scale.")] = 450_000,
     stage_two: Annotated[int, typer.Option(help="Iterations at scales drawn per batch.")] = 150_000,
     scale: Annotated[float, typer.Option(help="Spatial scale of stage one.")] = 4,
@@ -232,17 +245,17 @@ def train(
     max_scale: Annotated[float, typer.Option(help="Largest spatial scale of stage two.")] = 4,
     batch: Annotated[int, typer.Option(help="Windows per iteration, over all processes.")] = 24,
     patch: Annotated[int, typer.Option(help="Side of the low-resolution patch; a multiple of 4.")] = 32,
-    window: Annotated[int, typer.Option(help="Frames of a window; its first and last are the input.")] = 9,
-    min_window: Annotated[int | None, typer.Option(help="Shortest window, where they vary.")] = None,
+    window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 9,
+    min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
     targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
     photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
-    period: Annotated[int, typer.Option(help="Iterations between restarts of the cosine.")] = 150_000,
+    period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
     clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
     precision: Annotated[Precision, typer.Option(help="Of the encoder's activations.")] = Precision.float32,
-    save_every: Annotated[int, typer.Option(help="Iterations between checkpoints.")] = 1000,
+    save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 1000,
     validation: Annotated[list[Path] | None, typer.Option(help="Clips to validate on at each checkpoint.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     workers: Annotated[int, typer.Option(help="Processes that cut windows.")] = 1,
@@ -276,10 +289,9 @@ def train(
         held_out = [load_clip(path, frames, downscale) for folder in validation or [] for path in find_clips(folder)]
     torch.manual_seed(seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
-    curves = summary_writer(output) if tensorboard else None
+    curves = summary_writer(output) if tensorboard and is_first_process() else None
 
     def report(step: Step) -> None:
-        progress.advance(task)
         progress.update(task, description=f"loss {step.loss:.4f}", completed=step.iteration)
         if curves is not None:
             curves.add_scalar("loss", step.loss, step.iteration)
@@ -315,10 +327,12 @@ def summary_writer(folder: Path) -> Any:
 def evaluate(
     data: Annotated[list[Path], typer.Argument(help="Videos, folders of frames, or folders of either.")],
     cache: Annotated[Path, typer.Option(help="Folder for decoded frames.")],
-    scale: Annotated[float, typer.Option(help="Spatial scale.")] = 4,
+    scale: Annotated[float, typer.Option(min=0.1, help="Spatial scale.")] = 4,
     window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 3,
     windows: Annotated[int, typer.Option(min=1, help="Windows per clip, evenly spread.")] = 16,
-    downscale: Annotated[float, typer.Option(help="Shrink clips by this before use, to shed compression.")] = 1,
+    downscale: Annotated[
+        float, typer.Option(min=0.1, help="Shrink clips by this before use, to shed compression.")
+    ] = 1,
     weights: Weights = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -347,10 +361,10 @@ def main() -> Any:
     """Runs the command line; errors of the user's making become one line and exit status 1."""
     try:
         return app()
-    except (ValueError, TypeError, RuntimeError, OSError, av.FFmpegError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, MemoryError, av.FFmpegError) as error:
         if state["verbose"]:
             traceback.print_exc()
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -22,7 +22,10 @@ from stif_rt.model.coordinates import Geometry, make_geometry, to_pixels, warp_c
 from stif_rt.model.implicit_functions import check_time
 from stif_rt.model.stif import STIF
 
+LARGEST_SIDE = 1 << 16
 BUNDLED = "stif-s.safetensors"
+SMALLEST_PIECE = 256
+"""Output pixels below which a frame is not split further, whatever the memory budget."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Picture = NDArray[np.uint8] | NDArray[np.float32] | Tensor
@@ -40,8 +43,9 @@ class _Pair:
 class Runtime:
     """A model on one device. Not for several threads at once: it holds the current pair of frames.
 
-    Made by ``Runtime.load``. ``max_memory``: bytes of working memory for one call of ``render``, besides the pair's
-    own features and what is returned; larger frames are rendered in pieces, with the same result.
+    Made by ``Runtime.load``. ``max_memory``: bytes for the spatial feature and flow of the output pixels that are
+    worked on at a time, which is nearly all that ``render`` needs besides its result; larger frames are rendered in
+    pieces, with the same result.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Runtime:
         dtype: str = "float32",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int = 2 << 30,
+        max_memory: int = 3 << 30,
     ) -> "Runtime":
         """A runtime with the given weights.
 
@@ -95,7 +99,7 @@ class Runtime:
         dtype: str = "float32",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int = 2 << 30,
+        max_memory: int = 3 << 30,
     ) -> "Runtime":
         """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
         if dtype not in DTYPES:
@@ -200,20 +204,20 @@ class Runtime:
         H, W = output_size(self._pair.size, scale, size)
         box = Box(0, 0, H, W)
         if region is not None:
-            box = Box(*(_integer(value, "region") for value in region))
+            box = Box(*_integers(region, 4, "region (y, x, height, width)"))
             if box.height < 1 or box.width < 1 or not Box(0, 0, H, W).contains(box):
                 raise ValueError(f"region (y, x, height, width) {tuple(region)} does not lie in the {H}x{W} picture")
         return times, given.ndim > 0, make_geometry(self.config, self._pair.size, (H, W)).to(self.device), box
 
     def _affordable_pixels(self) -> int:
-        """Output pixels whose spatial feature and flow fit the memory budget."""
-        return self.max_memory // (CHANNELS * self.dtype.itemsize + 16)
+        """Output pixels whose spatial feature and flow fit the memory budget; never less than a small piece."""
+        return max(self.max_memory // (CHANNELS * self.dtype.itemsize + 16), SMALLEST_PIECE)
 
     def _render(self, rgb: Tensor, times: Tensor, geometry: Geometry, region: Box, whole: Box) -> None:
         """Renders ``region`` into its place in ``rgb``, [3, ...] over the box ``whole``; in halves where it is large.
 
         A pixel reads the spatial feature where its flow points, which may be outside the region: then the feature is
-        computed again over the box that is read.
+        computed again over the box that is read. A small piece whose flow spans more than the budget exceeds it.
         """
         assert self._pair is not None
         box = region
@@ -221,14 +225,10 @@ class Runtime:
             feature, flow = self._kernels.implicit(self._pair.projections, times, geometry, region)
             if feature is not None and region != Box(0, 0, *geometry.outputs):
                 box = _reach(region, flow, geometry)
-                if box != region and box.pixels <= self._affordable_pixels():
+                fits = box.pixels <= self._affordable_pixels() or region.pixels <= SMALLEST_PIECE
+                if box != region and fits:
                     feature, _ = self._kernels.implicit(self._pair.projections, times, geometry, box)
-        if max(region.pixels, box.pixels) > self._affordable_pixels():
-            if region.pixels == 1:
-                raise RuntimeError(
-                    f"max_memory = {self.max_memory} bytes is too little: the flow of one pixel spans "
-                    f"{box.height}x{box.width} pixels"
-                )
+        if max(region.pixels, box.pixels) > self._affordable_pixels() and region.pixels > SMALLEST_PIECE:
             for half in _halves(region):
                 self._render(rgb, times, geometry, half, whole)
             return
@@ -247,21 +247,22 @@ def output_size(inputs: tuple[int, int], scale: Scale, size: Size) -> tuple[int,
     if scale is not None and size is not None:
         raise ValueError("give either scale or size, not both")
     if size is not None:
-        H, W = (_integer(value, "size") for value in size)
+        H, W = _integers(size, 2, "size (H, W)")
     else:
         factor = 1.0 if scale is None else float(scale)
         if not (factor > 0 and math.isfinite(factor)):
             raise ValueError(f"scale must be a positive number, not {scale}")
         H, W = (max(1, round(n * factor)) for n in inputs)
-    if H < 1 or W < 1:
-        raise ValueError(f"size (H, W) must be at least 1x1, not {H}x{W}")
+    if not (1 <= H <= LARGEST_SIDE and 1 <= W <= LARGEST_SIDE):
+        raise ValueError(f"size (H, W) must be from 1x1 to {LARGEST_SIDE}x{LARGEST_SIDE}, not {H}x{W}")
     return H, W
 
 
-def _integer(value: int, name: str) -> int:
-    if int(value) != value:
-        raise ValueError(f"{name} must be whole pixels, not {value}")
-    return int(value)
+def _integers(values: Sequence[int], count: int, name: str) -> list[int]:
+    given = np.asarray(values, dtype=np.float64).reshape(-1)
+    if len(given) != count or not np.array_equal(given, np.rint(given)) or not np.isfinite(given).all():
+        raise ValueError(f"{name} must be {count} numbers of whole pixels, not {values}")
+    return [int(value) for value in given]
 
 
 def choose_device(name: str) -> torch.device:
@@ -272,6 +273,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device {name!r} cannot be used: PyTorch sees no CUDA GPU on this machine")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -281,7 +284,9 @@ def choose_device(name: str) -> torch.device:
 
 def _frame(picture: Picture, name: str) -> Tensor:
     """float32 [3, h, w] in [0, 1] from either form of input."""
-    x = torch.as_tensor(picture)
+    if not isinstance(picture, (np.ndarray, Tensor)):
+        raise TypeError(f"{name} is a {type(picture).__name__}; frames are NumPy arrays or PyTorch tensors")
+    x = torch.from_numpy(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
     if x.ndim != 3:
         raise ValueError(f"{name} has shape {list(x.shape)}; it must be uint8 [h, w, 3] or floating-point [3, h, w]")
     if x.dtype == torch.uint8:

@@ -87,7 +87,13 @@ def test_images_equal_the_runtime(monkeypatch, capsys, tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    ("fps", "rate"), [("60000/1001", Fraction(60000, 1001)), ("24", Fraction(24)), ("7.5", Fraction(15, 2))]
+    ("fps", "rate"),
+    [
+        ("60000/1001", Fraction(60000, 1001)),
+        ("24", Fraction(24)),
+        ("59.94005994005994", Fraction(60000, 1001)),
+        ("7.5", Fraction(15, 2)),
+    ],
 )
 def test_any_rate(monkeypatch, capsys, tmp_path, weights, fps, rate):
     source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(4)], Fraction(30000, 1001))
@@ -121,6 +127,9 @@ def test_one_image(monkeypatch, capsys, tmp_path, weights):
         (["text.mp4", "out.mp4"], "cannot be read as a video"),
         (["in.mp4", "in.mp4"], "input itself"),
         (["in.mp4", "out.xyz"], "cannot write .xyz"),
+        (["none [rarbg].mp4", "out.mp4"], "none [rarbg].mp4 does not exist"),
+        (["in.mp4", "out.mp4", "--scale", "1e9"], "from 1x1"),
+        (["in.mp4", "out.mp4", "--fps", "1e12"], "frames per second"),
         (["in.mp4", "taken.mp4"], "--overwrite"),
         (["in.mp4", "none/out.mp4"], "does not exist"),
         (["in.mp4", "out.mp4", "--scale", "0"], "positive"),

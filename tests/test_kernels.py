@@ -90,7 +90,7 @@ def test_half_precision_is_as_good_as_pytorch(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_region_equals_that_part_of_the_whole(backend, monkeypatch):
+def test_a_region_equals_that_part_of_the_whole(backend):
     config, case = Config(), Case("region", (12, 16), (37, 50), (0.2, 0.7))
     kernels = make_kernels(backend, functions(config), CPU, torch.float32)
     _, _, whole = run(kernels, config, case)
@@ -148,6 +148,14 @@ def test_unusable_flows_do_no_harm(backend):
         found = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found[..., 4:, :], good[..., 4:, :])
+
+
+def test_large_maps_are_indexed_exactly():
+    """Beyond 2^24 pixels, float32 no longer counts single ones."""
+    maps = torch.zeros(1, 4400, 4001, 1)
+    maps[0, 4300, :5, 0] = torch.arange(301.0, 306.0)
+    x = torch.arange(5.0)[None]
+    assert reference.bilinear(maps, torch.full_like(x, 4300), x)[0, :, 0].tolist() == [301, 302, 303, 304, 305]
 
 
 def test_unknown_backend_is_named():

@@ -187,6 +187,12 @@ def test_another_configuration_does_not_resume(clips, tmp_path):
         train(STIF(Config(**TINY)), clips, SMALL, tmp_path, CPU, 0)
 
 
+def test_both_stages_are_checked_before_the_first(clips, tmp_path):
+    options = dataclasses.replace(SMALL, stage_two_scales=(1.0, 8.0))
+    with pytest.raises(ValueError, match="64x64"):
+        train(fresh(), clips, options, tmp_path, CPU, 0, lambda step: pytest.fail("an iteration was run"))
+
+
 def test_patch_must_fit_the_pyramid(clips, tmp_path):
     options = dataclasses.replace(SMALL, recipe=dataclasses.replace(RECIPE, patch=10))
     with pytest.raises(ValueError, match="multiple of 4"):

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -102,7 +103,41 @@ def test_folder_keeps_other_files(tmp_path):
     (folder / "notes.txt").write_text("mine")
     with image_writer(folder) as writer:
         writer.write(picture(0))
+        writer.write(picture(1))
+    with image_writer(folder) as writer:
+        writer.write(picture(2))
     assert sorted(p.name for p in folder.iterdir()) == ["frame_000000.png", "notes.txt"]
+    assert np.array_equal(read_image(folder / "frame_000000.png"), picture(2))
+
+
+def test_images_are_in_natural_order(tmp_path):
+    folder = write_images(tmp_path / "in", [])
+    for n in (2, 10, 1):
+        write_png(folder / f"{n}.png", picture(n))
+    (folder / "._1.png").write_bytes(b"not an image")
+    assert [np.argmax([np.array_equal(f.image, picture(n)) for n in (1, 2, 10)]) for f in read(folder)[1]] == [0, 1, 2]
+
+
+def test_names_with_colons_are_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with video_writer(Path("12:30.mp4"), (18, 32), Fraction(10), 20) as writer:
+        writer.write(picture(0))
+    assert len(read(Path("12:30.mp4"))[1]) == 1
+
+
+def test_pixel_shape_is_kept(tmp_path):
+    with video_writer(tmp_path / "v.mp4", (18, 32), Fraction(10), 20, None, Fraction(4, 3)) as writer:
+        writer.write(picture(0))
+    assert read(tmp_path / "v.mp4")[0].sample_aspect_ratio == Fraction(4, 3)
+
+
+def test_size_that_cannot_be_encoded_is_not_blamed_on_sound(tmp_path):
+    with (
+        pytest.raises(ValueError, match="cannot encode 40000x2 pixels"),
+        video_writer(tmp_path / "v.mp4", (2, 40000), Fraction(10), 20),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [(18, 32), (64, 48)])

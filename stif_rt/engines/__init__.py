@@ -4,7 +4,6 @@ An engine is called with frames, float32 [B, 2, 3, h, w] in [0, 1] with h and w 
 [B, 3, 64, h, w] on the same device.
 """
 
-import logging
 from typing import Protocol
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from stif_rt.engines.pytorch import TorchEngine
 from stif_rt.model.encoder import Encoder
-
-log = logging.getLogger(__name__)
 
 ENGINES = ("torch",)
 """By preference."""

@@ -174,7 +174,7 @@ def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     for row, vertical in ((top, 1 - down), (top + 1, down)):
         for column, horizontal in ((left, 1 - right), (left + 1, right)):
             inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-            indices.append(start + (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long())
+            indices.append(start + row.clamp(0, h - 1).long() * w + column.clamp(0, w - 1).long())
             shares.append(vertical * horizontal * inside)
     index, share = torch.stack(indices, -1), torch.stack(shares, -1)
     table = maps.reshape(-1, C)

@@ -7,18 +7,27 @@ the map. Stride, dilation and padding are 1.
 """
 
 import functools
-import importlib.util
+import logging
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 TAPS = 9
 
 
 @functools.cache
 def has_torchvision() -> bool:
-    return importlib.util.find_spec("torchvision") is not None
+    try:
+        import torchvision.ops  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        return False
+    except Exception as error:  # installed for another PyTorch, it fails in many ways
+        log.warning("torchvision is installed but cannot be imported, PyTorch's own form is used: %s", error)
+        return False
+    return True
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,7 +40,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
     float32 inference; everything else takes the PyTorch form.
     """
     if has_torchvision() and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        import torchvision.ops  # type: ignore[import-untyped]
+        import torchvision.ops
 
         return torchvision.ops.deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
     return deform_conv2d_grid_sample(x, offset, mask, weight, bias)

@@ -62,9 +62,13 @@ def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
     if not index.exists():  # written last: its presence says that both are complete
         cache.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
-        shots = _decode(path, part, downscale)
-        part.replace(target)
-        index.write_text(json.dumps({"shots": shots}))
+        try:
+            shots = _decode(path, part, downscale)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        part.write_text(json.dumps({"shots": shots}))
+        part.replace(index)
     shots = [(first, end) for first, end in json.loads(index.read_text())["shots"]]
     return Clip(path.stem, np.load(target, mmap_mode="r"), shots)
 

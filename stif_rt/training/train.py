@@ -113,6 +113,8 @@ def train(
         raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
     if options.recipe.patch % 4:
         raise ValueError(f"the patch must be a multiple of 4 pixels, not {options.recipe.patch}")
+    if model.config.fixed_time:
+        raise ValueError("a fixed-time model knows t = 0.5 only and cannot be trained on the times of a window")
     torch.manual_seed(options.seed)
     model.to(device).train()
     network: nn.Module = FastForm(model, options.precision)
@@ -182,13 +184,15 @@ def _batches(
     clips: list[Clip], options: Options, done: int, total: int, rank: int, world: int, workers: int
 ) -> Iterator[Batch]:
     """Batches ``done`` to ``total`` - 1, this process's share of each."""
-    for first, end, scales in (
-        (0, options.stage_one, options.recipe.scales),
-        (options.stage_one, total, options.stage_two_scales),
-    ):
-        if done >= end or first == end:
-            continue
-        data = Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed)
+    stages = [
+        (first, end, Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed))
+        for first, end, scales in (
+            (0, options.stage_one, options.recipe.scales),
+            (options.stage_one, total, options.stage_two_scales),
+        )
+        if first < end  # both are made, and so checked, before the first iteration
+    ]
+    for first, end, data in stages:
         numbers = range(max(first, done) * world + rank, end * world, world)
         yield from DataLoader(
             data, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None

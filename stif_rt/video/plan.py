@@ -27,24 +27,22 @@ def plan(frames: Iterable[Frame], rate: Fraction) -> Iterator[Pair]:
     before = next(iterator, None)
     if before is None:
         return
-    origin, number, last = before.start, 0, before
-    small = thumbnail(before.image)
+    origin, number, small = before.start, 0, thumbnail(before.image)
+    last = Pair(before, before, [])  # not yielded yet: the last one gets the repetitions of the last frame
     for after in iterator:
+        yield last
         end = math.ceil((after.start - origin) * rate)
         length = after.start - before.start
         times = [float((origin + k / rate - before.start) / length) for k in range(number, end)]
         small_after = thumbnail(after.image)
+        last = Pair(before, after, times)
         if is_cut(small, small_after):
             shown = sum(t < 0.5 for t in times)
             yield Pair(before, before, [0.0] * shown)
-            yield Pair(after, after, [0.0] * (len(times) - shown))
-        else:
-            yield Pair(before, after, times)
-        number, last, before, small = end, before, after, small_after
+            last = Pair(after, after, [1.0] * (len(times) - shown))
+        number, before, small = end, after, small_after
     held = math.ceil((before.end - origin) * rate) - number
-    if is_cut(thumbnail(last.image), small):
-        last = before
-    yield Pair(last, before, [1.0] * held)
+    yield Pair(last.before, last.after, last.times + [1.0] * held)
 
 
 def count(frames: int, input_rate: Fraction, output_rate: Fraction) -> int:

@@ -1,6 +1,7 @@
 """Frames with their exact times from a video file or a folder of images."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,7 @@ MATRICES = {
     5: Colorspace.ITU601,
     6: Colorspace.ITU601,
     7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
+    9: getattr(Colorspace, "BT2020", Colorspace.ITU709),  # PyAV before 18 does not name it
 }
 """Conversion by the YCbCr matrix a stream is tagged with (ITU-T H.273, MatrixCoefficients)."""
 
@@ -38,12 +39,14 @@ class Reader(Protocol):
     """An open input, to be closed; an iterator over its frames in the order they are shown.
 
     rate: frames per second. frames: how many there are, None where the file does not say.
+    sample_aspect_ratio: width of a pixel over its height, None where the input does not say.
     """
 
     height: int
     width: int
     rate: Fraction
     frames: int | None
+    sample_aspect_ratio: Fraction | None
 
     def __iter__(self) -> Iterator[Frame]: ...
     def close(self) -> None: ...
@@ -80,7 +83,7 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.container = av.open(str(path))
+            self.container = av.open(str(path.absolute()))  # a relative name with a colon would be taken for a URL
         except av.FFmpegError as error:
             raise ValueError(f"{path} cannot be read as a video: {error.strerror}") from error
         try:
@@ -88,7 +91,7 @@ class VideoReader:
                 raise ValueError(f"{path} has no video stream")
             stream = self.container.streams.video[0]
             stream.thread_type = "AUTO"
-            self.rate = stream.average_rate or stream.guessed_rate or Fraction(24)
+            self.rate = stream.guessed_rate or stream.average_rate or Fraction(24)
             self.frames = stream.frames or None
             self.sample_aspect_ratio = stream.sample_aspect_ratio
             self._decoded = self.container.decode(stream)
@@ -105,6 +108,8 @@ class VideoReader:
         self.start = _time(first) or Fraction(0)
         self._first = first
         self.height, self.width = to_rgb(first).shape[:2]
+        if self.sample_aspect_ratio and round(_rotation(first) / 90) % 2:
+            self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
 
     def __iter__(self) -> Iterator[Frame]:
         start = None
@@ -129,10 +134,11 @@ class VideoReader:
 class ImageReader:
     """The images of a folder in the order of their names, all of one size."""
 
-    sample_aspect_ratio = None
+    sample_aspect_ratio: Fraction | None = None
 
     def __init__(self, path: Path, rate: Fraction) -> None:
-        self.paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        self.paths = sorted(files, key=_natural)
         if not self.paths:
             raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.rate = rate
@@ -151,10 +157,16 @@ class ImageReader:
         pass
 
 
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts 2.png before 10.png."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+
+
 def read_image(path: Path) -> Image:
     """One image file. Raises ValueError where it is not one."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             return to_rgb(next(container.decode(video=0)))
     except (av.FFmpegError, StopIteration, IndexError) as error:
         raise ValueError(f"{path} cannot be read as an image") from error

@@ -29,7 +29,7 @@ class Writer(Protocol):
 def is_video(path: Path) -> bool:
     """Whether an output name asks for a video file (else a folder of images). ValueError for an unknown ending."""
     suffix = path.suffix.lower()
-    if suffix and suffix not in CODECS and not path.is_dir():
+    if suffix and not suffix[1:].isdigit() and suffix not in CODECS and not path.is_dir():
         raise ValueError(
             f"{path.name}: cannot write {suffix} files; use {', '.join(sorted(CODECS))}, or a folder name for images"
         )
@@ -54,16 +54,25 @@ def check_target(path: Path, source: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def video_writer(
-    path: Path, size: tuple[int, int], rate: Fraction, crf: int, source: VideoReader | None
+    path: Path,
+    size: tuple[int, int],
+    rate: Fraction,
+    crf: int,
+    sound: VideoReader | None = None,
+    sample_aspect_ratio: Fraction | None = None,
 ) -> Iterator[Writer]:
-    """Writes H.264 (VP9 for .webm) in BT.709, with the audio of ``source`` copied where one is given.
+    """Writes H.264 (VP9 for .webm) in BT.709, with the first audio stream of ``sound`` copied where it has one.
 
     size: (H, W), both even. The file appears under ``path`` when the context ends without an exception.
     """
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.absolute().with_name(f".{path.stem}.part{path.suffix}")
+    if sound is not None and path.suffix.lower() in (".mp4", ".m4v"):
+        audio = sound.container.streams.audio
+        if audio and audio[0].codec_context.name.startswith("pcm"):
+            raise ValueError(f"uncompressed audio cannot be stored in {path.suffix}; write .mkv, or give --no-audio")
     try:
         with av.open(str(temporary), "w") as container:
-            writer = VideoWriter(container, size, rate, CODECS[path.suffix.lower()], crf, source)
+            writer = VideoWriter(container, size, rate, CODECS[path.suffix.lower()], crf, sound, sample_aspect_ratio)
             yield writer
             writer.finish()
         temporary.replace(path)
@@ -81,7 +90,8 @@ class VideoWriter:
         rate: Fraction,
         codec: str,
         crf: int,
-        source: VideoReader | None,
+        sound: VideoReader | None,
+        sample_aspect_ratio: Fraction | None,
     ) -> None:
         H, W = size
         self.container = container
@@ -92,17 +102,19 @@ class VideoWriter:
         context = self.stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
-        if source is not None and source.sample_aspect_ratio:
-            context.sample_aspect_ratio = source.sample_aspect_ratio
+        if sample_aspect_ratio:
+            context.sample_aspect_ratio = sample_aspect_ratio
         self.count = 0
-        self._audio = _copied_audio(container, source) if source is not None else iter(())
+        self._audio = iter(()) if sound is None else _copied_audio(container, sound)
         try:
             self._packet = next(self._audio, None)
             container.start_encoding()
         except (av.FFmpegError, ValueError) as error:
-            raise ValueError(
-                f"the input's audio cannot be stored in this kind of file ({error}); write .mkv, or give --no-audio"
-            ) from error
+            if len(container.streams.audio) or sound is not None:
+                raise ValueError(
+                    f"cannot start the file ({error}); if its sound does not fit, write .mkv or give --no-audio"
+                ) from error
+            raise ValueError(f"cannot encode {W}x{H} pixels with {codec}: {error}") from error
 
     def write(self, image: Image) -> None:
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -127,7 +139,7 @@ class VideoWriter:
 
 def _copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Iterator["av.Packet[Any]"]:
     """The input's audio packets, shifted so that the first video frame is at zero."""
-    with av.open(str(source.path)) as file:
+    with av.open(str(source.path.absolute())) as file:
         if not file.streams.audio:
             return
         stream = file.streams.audio[0]
@@ -145,14 +157,17 @@ def _copied_audio(container: av.container.OutputContainer, source: VideoReader) 
 def image_writer(path: Path) -> Iterator[Writer]:
     """Writes ``frame_000000.png`` ... into a folder, which gets its files when the context ends without an exception.
 
-    Files of other names that the folder already holds stay.
+    Such frames that the folder already holds are replaced, all of them; other files stay.
     """
-    temporary = path.absolute().with_name(f".{path.name}.part")
+    path = path.resolve()
+    temporary = (path if path.is_dir() else path.parent) / f".{path.name}.part"  # on the file system of the target
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield ImageWriter(temporary)
         if path.exists():
+            for file in path.glob("frame_*.png"):
+                file.unlink()
             for file in temporary.iterdir():
                 file.replace(path / file.name)
         else:
