@@ -189,7 +189,7 @@ def info() -> None:
             "FFmpeg",
             ", ".join(f"{k} {'.'.join(map(str, v))}" for k, v in av.library_versions.items() if k != "swresample"),
         ),
-        ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("CPU", f"{torch.get_num_threads()} threads, {instruction_sets()}"),
     ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -213,6 +213,16 @@ def info() -> None:
                 reason = module.unavailable_reason(Config(), torch.device(device), dtype)
                 table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
     out.print(table)
+
+
+def instruction_sets() -> str:
+    """Those that matter for matrix products and sines, as the operating system names them."""
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux: what PyTorch uses
+        return torch.backends.cpu.get_cpu_capability()
+    return ", ".join(name for name in wanted if name in words) or "none of note"
 
 
 def installed(package: str) -> str:

@@ -28,6 +28,7 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
             continue
         reason = module.unavailable_reason(functions.config, device, dtype)
         if reason is None:
+            log.info("kernels: %s", candidate)
             kernels: Kernels = module.build(functions, device, dtype)
             return kernels
         if name == candidate:
