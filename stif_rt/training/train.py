@@ -32,7 +32,7 @@ class Options:
 
     stage_one, stage_two: iterations at the fixed scale of ``recipe`` and at scales uniform in ``stage_two_scales``.
     batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
-    restarts every ``period`` iterations. clip_gradient: largest norm of the gradient, None for no limit.
+    restarts every ``period`` iterations. betas: Adam's. clip_gradient: largest norm of the gradient, None for no limit.
     average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
     precision: dtype of the encoder's activations; the implicit functions stay float32.
     save_every: iterations between checkpoints.
@@ -46,6 +46,7 @@ class Options:
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-7
     period: int = 150_000
+    betas: tuple[float, float] = (0.9, 0.999)
     clip_gradient: float | None = None
     average: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -121,7 +122,7 @@ def train(
     if world > 1:
         unused = model.config.upsampling_head
         network = DistributedDataParallel(network, find_unused_parameters=unused)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.999))
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=options.betas)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average)) if options.average else None
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
     checkpoint = output / "last.pt"
