@@ -19,6 +19,10 @@ from fill_weights import fill  # noqa: E402
 TINY = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_head": False}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native-library", help="a build of csrc/cpu to test instead of the installed one")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU that PyTorch can use")
     for item in items:
