@@ -136,13 +136,9 @@ class CpuKernels:
         return rgb
 
 
-def deform_conv_unavailable(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> str | None:
-    """Why ``deform_conv2d`` cannot take these tensors, or None."""
-    if x.device.type != "cpu":
-        return f"it runs on CPUs, not on {x.device}"
-    if not x.dtype == offset.dtype == mask.dtype == weight.dtype:
-        return "the tensors differ in dtype"
-    chosen = native.choose(x.dtype)
+def deform_conv_unavailable(dtype: torch.dtype) -> str | None:
+    """Why ``deform_conv2d`` cannot run on tensors of this dtype, or None."""
+    chosen = native.choose(dtype)
     return chosen if isinstance(chosen, str) else None
 
 
