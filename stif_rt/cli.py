@@ -27,7 +27,7 @@ from stif_rt import __version__
 from stif_rt.engines import ENGINES
 from stif_rt.evaluation import evaluate as evaluate_windows
 from stif_rt.evaluation import summarise
-from stif_rt.kernels import BACKENDS
+from stif_rt.kernels import BACKENDS, native
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
@@ -51,7 +51,7 @@ console = Console(stderr=True)
 state = {"verbose": False}
 
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
+Dtype = Annotated[str, typer.Option(help=f"auto (the fastest here), {', '.join(DTYPES)}.")]
 KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
 EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}.")]
 Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file; else the bundled ones.")]
@@ -97,12 +97,12 @@ def render(
     input_fps: Annotated[str, typer.Option(help="Frames per second of a folder of images.")] = "24",
     weights: Weights = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
     max_memory: Annotated[
         float, typer.Option(min=0, max=2**20, help="GiB of working memory for a frame; larger ones go in pieces.")
-    ] = 3,
+    ] = 1,
     crf: Annotated[int, typer.Option(min=0, max=63, help="Quality of the written video: lower is better.")] = 16,
     audio: Annotated[bool, typer.Option(help="Copy the input's sound.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
@@ -212,6 +212,16 @@ def info() -> None:
             for name, module in BACKENDS.items():
                 reason = module.unavailable_reason(Config(), torch.device(device), dtype)
                 table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
+    out.print(table)
+
+    library = native.load()
+    if isinstance(library, str):
+        out.print(f"Native CPU kernels: no, {library}. The PyTorch reference serves instead.", highlight=False)
+        return
+    table = Table("instruction set", "computes in", "can run", title="Native CPU kernels", title_justify="left")
+    for isa in library.isas:
+        dtype_name = str(isa.dtype).removeprefix("torch.")
+        table.add_row(isa.name, dtype_name, "yes" if isa.unavailable is None else f"no: {isa.unavailable}")
     out.print(table)
 
 
@@ -348,7 +358,7 @@ def evaluate(
     ] = 1,
     weights: Weights = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
 ) -> None:

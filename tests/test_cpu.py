@@ -154,7 +154,7 @@ def test_unusable_flows_stay_inside(library, isa, value):
 
 
 def test_regions_and_threads_change_nothing(library, isa):
-    config, case = Config(), Case("region", (12, 16), (37, 50), (0.2, 0.7))
+    config, case = Config(), Case("region", (6, 8), (19, 25), (0.2, 0.7))
     made = kernels(config, library, isa)
     threads = torch.get_num_threads()
     try:
@@ -164,12 +164,12 @@ def test_regions_and_threads_change_nothing(library, isa):
         assert torch.equal(run(made, config, case)[2], whole)
     finally:
         torch.set_num_threads(threads)
-    _, _, part = run(made, config, case, Box(5, 11, 13, 17))
-    torch.testing.assert_close(part, whole[..., 5:18, 11:28], atol=1e-5, rtol=0)
+    _, _, part = run(made, config, case, Box(3, 5, 9, 11))
+    torch.testing.assert_close(part, whole[..., 3:12, 5:16], atol=1e-5, rtol=0)
 
 
 def test_several_python_threads_at_once(library, isa):
-    config, case = Config(grid="centres"), CASES[0]
+    config, case = Config(grid="centres"), CASES[5]
     made = kernels(config, library, isa)
     features, frames, times = inputs(case)
     whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
@@ -255,8 +255,15 @@ def test_in_another_build(request, tmp_path, flags):
     library = build(tmp_path, *flags)
     environment = dict(os.environ)
     if "-O1" in flags:
-        asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-        environment |= {"LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}  # those are Python's own
+        # the C++ library as well: AddressSanitizer looks for its __cxa_throw before anything has loaded it
+        preloaded = [
+            subprocess.run(
+                ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so.6")
+        ]
+        # the leaks it would find are Python's own
+        environment |= {"LD_PRELOAD": " ".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", SMALL]
     command += ["--native-library", str(library)]
     found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -34,10 +34,9 @@ def sine(turns):
     radians = (turns - ((turns + ROUND) - ROUND)) * TWO_PI
     if INTERPRETED:
         return tl.sin(radians)
-    else:
-        return tl.inline_asm_elementwise(
-            "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
-        )
+    return tl.inline_asm_elementwise(
+        "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit

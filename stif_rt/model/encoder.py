@@ -17,11 +17,11 @@ from stif_rt.model.deform_conv import TAPS, deform_conv2d
 DEFORMABLE_GROUPS = 8
 OFFSETS = 2 * TAPS * DEFORMABLE_GROUPS
 
-Pyramid = tuple[Tensor | None, Tensor, Tensor]
-"""Feature maps at full, half and quarter size: [B, 64, h, w], [B, 64, h/2, w/2], [B, 64, h/4, w/4].
-
-None is a full-size map of zeros, the first state of the recurrence: what follows from it alone is not computed.
-"""
+Pyramid = tuple[Tensor, Tensor, Tensor]
+"""Feature maps at full, half and quarter size: [B, 64, h, w], [B, 64, h/2, w/2], [B, 64, h/4, w/4]."""
+Source = tuple[Tensor | None, Tensor, Tensor]
+"""A pyramid, or one of a full-size map of zeros, given as None: the first state of the recurrence. What follows from
+those zeros alone is not computed."""
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -101,7 +101,7 @@ class Alignment(nn.Module):
                     self.add_module(f"L{level}_fea_conv_{side}", conv(2 * CHANNELS, CHANNELS))
                 self.add_module(f"L{level}_dcnpack_{side}", DeformableConv())
 
-    def one_side(self, source: Pyramid, other: Pyramid, side: str) -> Tensor:
+    def one_side(self, source: Source, other: Source, side: str) -> Tensor:
         """Coarse to fine: at each level the offset feature (doubled) and the aligned feature of the level above."""
 
         def layer(name: str) -> Any:
@@ -131,7 +131,7 @@ class Alignment(nn.Module):
                 aligned = leaky(aligned)
         return aligned
 
-    def forward(self, first: Pyramid, second: Pyramid) -> Tensor:
+    def forward(self, first: Source, second: Source) -> Tensor:
         """[B, 128, h, w]: the first pyramid aligned, then the second."""
         return torch.cat((self.one_side(first, second, "1"), self.one_side(second, first, "2")), 1)
 
@@ -147,7 +147,7 @@ class StateAlignment(PyramidConvs):
     def forward(self, x: Pyramid, state: Tensor | None) -> Tensor:
         """x: the current input's pyramid. state: [B, 64, h, w], None for zeros."""
         if state is None:
-            _, level2, level3 = self.pyramid(torch.zeros_like(cast(Tensor, x[0])))
+            _, level2, level3 = self.pyramid(torch.zeros_like(x[0]))
             return self.fusion(self.pcd_align(x, (None, level2, level3)))
 
         return self.fusion(self.pcd_align(x, self.pyramid(state)))
@@ -233,13 +233,11 @@ class Encoder(PyramidConvs):
         split = [level.unflatten(0, (B, N)).unbind(1) for level in levels]
         return self.merge([(split[0][n], split[1][n], split[2][n]) for n in range(N)])
 
-    def extract(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def extract(self, frames: Tensor) -> Pyramid:
         """The part that knows one frame at a time: pyramids of frames [B, 3, h, w]."""
-        level1 = self.feature_extraction(leaky(self.conv_first(frames)))
-        _, level2, level3 = self.pyramid(level1)
-        return level1, level2, level3
+        return self.pyramid(self.feature_extraction(leaky(self.conv_first(frames))))
 
-    def merge(self, pyramids: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def merge(self, pyramids: list[Pyramid]) -> Tensor:
         """The part that knows neighbours: features [B, 2N - 1, 64, h, w] from the pyramids of N frames."""
         sequence = [pyramids[0][0]]
         for before, after in itertools.pairwise(pyramids):
