@@ -33,7 +33,7 @@ from benchmarks.measure import (
 )
 from benchmarks.methods import METHODS, SCALE, Method, Size
 from benchmarks.peers import size_table
-from benchmarks.plot import line_styles, mark_failures, new_figure, save
+from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
 from stif_rt.bench import laps
 
 TIME_SCALES = [2, 4, 8, 16]
@@ -50,7 +50,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def figure3(
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
     quick: Annotated[bool, typer.Option("--quick", help=f"At {QUICK_SIZE}, within five minutes on two cores.")] = False,
-    size: Annotated[str, typer.Option(help="Input size WIDTHxHEIGHT, multiples of 4.")] = PAPER_SIZE,
+    size: Annotated[
+        str | None, typer.Option(help=f"Input size WIDTHxHEIGHT, else {PAPER_SIZE}; multiples of 4.")
+    ] = None,
     time_scale: Annotated[list[int], typer.Option(min=1, help="Repeat for several.")] = TIME_SCALES,
     method: Annotated[list[str], typer.Option(help=f"Repeat for several of {', '.join(METHODS)}.")] = ALL_METHODS,
     dtype: Annotated[list[str], typer.Option(help="Repeat for several.")] = FLOAT32,
@@ -63,9 +65,9 @@ def figure3(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier samples in the folder.")] = False,
 ) -> None:
     """Inference time against time scale, for STIF and its peers."""
-    if quick:
-        size, seconds = QUICK_SIZE, QUICK_SECONDS if seconds is None else seconds
-    inputs = parse_size(size)
+    inputs = parse_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
+    if quick and seconds is None:
+        seconds = QUICK_SECONDS
     chosen = device_of(device)
     lines = plan(method, dtype, kernels, chosen)
     settings = {"input": list(inputs), "scale": SCALE, "compile": compile, "weights": sorted(weights)}
@@ -229,12 +231,11 @@ def draw(results: Results) -> None:
             axis.errorbar([n for n, _ in points], middle, errors, label=line.label, capsize=2, **style)
             failed = [n for n in scales if failure(results, line, n)]
             mark_failures(axis, failed, index, style["color"])
-        axis.set_xscale("log" if kind == "log" else "linear", **({"base": 2} if kind == "log" else {}))
-        axis.set_yscale(kind)
-        if kind == "linear":
+        if kind == "log":
+            log_scales(axis)
+        else:
             axis.set_ylim(bottom=0)
         axis.set_xticks(scales, [f"×{n}" for n in scales])  # noqa: RUF001 - a multiplication sign
-        axis.minorticks_off()
         axis.set_xlabel("time scale: frames per pair")
         axis.set_ylabel(f"seconds per pair ({kind})")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

@@ -34,7 +34,7 @@ from benchmarks.measure import (
     write_csv,
 )
 from benchmarks.methods import Method, Size
-from benchmarks.plot import line_styles, mark_failures, new_figure, save
+from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
 from stif_rt.bench import laps
 
 MEGAPIXELS = [0.1, 0.25, 0.5, 1, 2, 4, 8]
@@ -50,7 +50,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def growth(
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
     quick: Annotated[bool, typer.Option("--quick", help=f"From {QUICK_SIZE}, up to 0.25 MP and 2 frames.")] = False,
-    size: Annotated[str, typer.Option(help="Input size WIDTHxHEIGHT, multiples of 4.")] = PAPER_SIZE,
+    size: Annotated[
+        str | None, typer.Option(help=f"Input size WIDTHxHEIGHT, else {PAPER_SIZE}; multiples of 4.")
+    ] = None,
     dtype: Annotated[list[str], typer.Option(help="Repeat for several.")] = FLOAT32,
     kernels: Annotated[list[str], typer.Option(help="stif-rt's backends; repeat for several.")] = AUTO,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -62,10 +64,10 @@ def growth(
     """Time and memory against output pixels and frames per pair, for the runtime and the plain model."""
     megapixels, counts = MEGAPIXELS, FRAMES
     if quick:
-        size, rounds = QUICK_SIZE, 1
+        rounds = 1
         megapixels, counts = megapixels[:2], counts[:2]
     chosen = device_of(device)
-    inputs = parse_size(size)
+    inputs = parse_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     settings = {"input": list(inputs), "compile": compile, "weights": sorted(weights)}
     results = Results(output, "growth", settings, chosen, fresh)
     asked = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
@@ -166,11 +168,9 @@ def draw(results: Results) -> None:
                 found = list(points(results, line, key))
                 axis.plot([point[0] for point in found], [point[1 + row] for point in found], label=line.label, **style)
                 mark_failures(axis, failures(results, line, key), index, style["color"])
-            axis.set_xscale("log", base=2 if key == "count" else 10)
-            axis.set_yscale("log")
+            log_scales(axis)
             ticks = sorted({sample[key] for sample in results.samples if sample[key]})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.minorticks_off()
             axis.set_xlabel(title)
             axis.set_ylabel(quantity)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

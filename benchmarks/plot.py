@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks.measure import Line
 
@@ -49,6 +50,15 @@ def line_styles(lines: list[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
         colour, marker = STYLES[line.method]
         dash = DASHES[variant % len(DASHES)]
         yield line, {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4}
+
+
+def log_scales(axis: Axes) -> None:
+    """Both axes, with plain numbers at 1, 2 and 5 of every decade."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def mark_failures(axis: Axes, positions: Sequence[float], index: int, colour: str) -> None:
