@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.methods import METHODS, Method, Setup, Unsupported
+from benchmarks.peers import PEERS
 from stif_rt.bench import backend_of
 from stif_rt.cli import instruction_sets
 from stif_rt.model.config import Config
@@ -64,7 +65,12 @@ class Loaded:
 
     def __init__(self, device: torch.device, compile: bool, weights: list[str]) -> None:
         self.device, self.compile = device, compile
-        self.weights = {name: Path(path) for name, _, path in (text.partition("=") for text in weights)}
+        self.weights: dict[str, Path] = {}
+        for text in weights:
+            name, _, path = text.partition("=")
+            if name not in PEERS or not Path(path).is_file():
+                raise ValueError(f"--weights {text}: give NETWORK=FILE, the network one of {', '.join(PEERS)}")
+            self.weights[name] = Path(path)
         self._methods: dict[Line, Method] = {}
         self._warm: set[Line] = set()
 
@@ -202,7 +208,7 @@ class PeakMemory:
     def bytes(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
-        return max(0, status("VmHWM") - self.before)
+        return max(resource.getpagesize(), status("VmHWM") - self.before)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

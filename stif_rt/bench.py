@@ -92,9 +92,10 @@ def measure(
     dtype: str = "float32",
     kernels: str = "auto",
     encoder: str = "auto",
-    seconds: float = SECONDS_PER_MODEL,
+    seconds: float | None = None,
 ) -> Speed:
-    """Speed of one of MODELS at the largest size, up to ``inputs`` (h, w), that takes about ``seconds`` to measure.
+    """Speed of one of MODELS at the largest size, up to ``inputs`` (h, w), that takes about ``seconds`` (default
+    SECONDS_PER_MODEL) to measure.
 
     Errors as ``Runtime.load``.
     """
@@ -103,7 +104,7 @@ def measure(
     runtime = Runtime.from_model(network, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
     backend = backend_of(kernels, runtime.config, choose_device(device), DTYPES[dtype])
 
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + (SECONDS_PER_MODEL if seconds is None else seconds)
     sizes = sorted({size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=pixels)
     speed = once(model, backend, runtime, sizes[0], scale)  # not counted: the first call loads libraries and compiles
     for index, small in enumerate(sizes):
