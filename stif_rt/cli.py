@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import traceback
+from collections import deque
 from enum import Enum
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import av
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -32,7 +34,7 @@ from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import DTYPES, Runtime, choose_device, output_size
-from stif_rt.training.data import Recipe, find_clips, load_clip
+from stif_rt.training.data import Recipe, find_clips, load_clip, load_pictures
 from stif_rt.training.train import Options, Step, is_first_process
 from stif_rt.training.train import train as train_model
 from stif_rt.video.plan import count
@@ -259,6 +261,19 @@ def train(
     min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
     targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
     photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Places drawn for each window; the one that changes most is taken.")
+    ] = 1,
+    synthetic: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of still pictures in known motion, made on the fly.")
+    ] = 0,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Images for these, besides the clips' own frames.")
+    ] = None,
+    largest_motion: Annotated[
+        float, typer.Option(min=0, help="Their largest translation between the inputs, input pixels.")
+    ] = 12,
+    flow_weight: Annotated[float, typer.Option(min=0, help="Weight of the error of their flow, per pixel.")] = 0,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
     period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
@@ -278,7 +293,16 @@ def train(
     if config not in CONFIGS:
         raise ValueError(f"unknown configuration {config!r}; there are: {', '.join(CONFIGS)}")
     options = Options(
-        recipe=Recipe(patch, (scale, scale), (min_window or window, window), targets, photometric),
+        recipe=Recipe(
+            patch,
+            (scale, scale),
+            (min_window or window, window),
+            targets,
+            photometric,
+            candidates,
+            synthetic,
+            largest_motion,
+        ),
         stage_one=stage_one,
         stage_two=stage_two,
         stage_two_scales=(min_scale, max_scale),
@@ -289,6 +313,7 @@ def train(
         betas=(beta1, beta2),
         clip_gradient=clip_gradient,
         average=average,
+        flow_weight=flow_weight,
         precision=precision.value,
         save_every=save_every,
         seed=seed,
@@ -299,18 +324,30 @@ def train(
     frames = cache or output / "cache"
     with console.status("decoding clips"):
         clips = [load_clip(path, frames, downscale) for folder in data for path in find_clips(folder)]
+        stills = [image for path in pictures or [] for image in load_pictures(path)]
         held_out = [load_clip(path, frames, downscale) for folder in validation or [] for path in find_clips(folder)]
     torch.manual_seed(seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
     curves = summary_writer(output) if tensorboard and is_first_process() else None
 
+    losses: deque[float] = deque(maxlen=save_every)
+    errors: deque[float] = deque(maxlen=save_every)
+
     def report(step: Step) -> None:
+        losses.append(step.loss)
         progress.update(task, description=f"loss {step.loss:.4f}", completed=step.iteration)
         if curves is not None:
             curves.add_scalar("loss", step.loss, step.iteration)
+        if step.flow_error is not None:
+            errors.append(step.flow_error)
+            if curves is not None:
+                curves.add_scalar("flow error", step.flow_error, step.iteration)
+        if curves is not None:
             curves.add_scalar("learning rate", step.learning_rate, step.iteration)
 
     def validate(model: STIF, iteration: int) -> None:
+        flow = f", flow error {np.mean(errors):.2f} pixels" if errors else ""
+        console.print(f"{iteration}: loss {np.mean(losses):.5f}{flow}")
         if not held_out:
             return
         runtime = Runtime.from_model(copy.deepcopy(model), device=device)
@@ -322,7 +359,7 @@ def train(
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=stage_one + stage_two)
-        usable = train_model(model, clips, options, output, chosen, workers, report, validate)
+        usable = train_model(model, clips, options, output, chosen, workers, report, validate, stills)
     if is_first_process():
         save_model(usable, output / f"{config}.safetensors")
         console.print(f"wrote {output / f'{config}.safetensors'}")

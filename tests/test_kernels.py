@@ -64,7 +64,7 @@ def test_reference_matches_every_variant(variant):
         case = case._replace(times=(0.2, 1.0))
     else:
         case = case._replace(batch=1)
-    found = run(reference.build(functions(config), CPU, torch.float32), config, case)
+    found = run(make_kernels("reference", functions(config), CPU, torch.float32), config, case)
     for a, b in zip(found, expected(functions(config), case), strict=True):
         assert (a is None) == (b is None)
         if a is not None:

@@ -4,9 +4,12 @@ import logging
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from stif_rt.kernels import reference
-from stif_rt.kernels.interface import Kernels
+from stif_rt.kernels.interface import Box, Kernels, Projections
+from stif_rt.model.config import Config
+from stif_rt.model.coordinates import Geometry, in_output_pixels
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,32 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
         if reason is None:
             log.info("kernels: %s", candidate)
             kernels: Kernels = module.build(functions, device, dtype)
-            return kernels
+            return with_flow_unit(kernels, functions.config)
         if name == candidate:
             raise RuntimeError(f"kernels {name!r} cannot run: {reason}")
         log.info("kernels %s not used: %s", candidate, reason)
     raise AssertionError("the reference runs everywhere")
+
+
+def with_flow_unit(kernels: Kernels, config: Config) -> Kernels:
+    """The kernels, returning flow in output pixels for a model that counts in input pixels too.
+
+    Between the two passes the flow is a tensor anyway, so no backend needs to know the unit.
+    """
+    return kernels if config.flow_unit == "output" or not config.flow else InputPixelFlow(kernels, config)
+
+
+class InputPixelFlow:
+    """A backend's kernels for a model whose flow is in input pixels. See ``Kernels`` for the shapes."""
+
+    def __init__(self, kernels: Kernels, config: Config) -> None:
+        self.kernels = kernels
+        self.config = config
+        self.project = kernels.project
+        self.decode = kernels.decode
+
+    def implicit(
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+    ) -> tuple[Tensor | None, Tensor | None]:
+        feature, flow = self.kernels.implicit(projections, times, geometry, box)
+        return feature, None if flow is None else in_output_pixels(self.config, flow, geometry)

@@ -103,6 +103,14 @@ def make_geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, i
     return Geometry(*(make_axis(n, N, grid) for n, N in zip(inputs, outputs, strict=True)))
 
 
+def in_output_pixels(config: Config, flow: Tensor, geometry: Geometry) -> Tensor:
+    """TIF's output, (x0, y0, x1, y1) on the last axis, in output pixels whatever unit the model counts in."""
+    if config.flow_unit == "output":
+        return flow
+    (h, w), (H, W) = geometry.inputs, geometry.outputs
+    return flow * flow.new_tensor((W / w, H / h, W / w, H / h))
+
+
 def warp_coordinates(flow: Tensor, axis: Axis, first: int, dim: int) -> Tensor:
     """Normalised coordinate along one axis that each output pixel reads under a flow.
 
