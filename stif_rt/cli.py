@@ -273,7 +273,7 @@ def train(
     largest_motion: Annotated[
         float, typer.Option(min=0, help="Their largest translation between the inputs, input pixels.")
     ] = 12,
-    flow_weight: Annotated[float, typer.Option(min=0, help="Weight of the error of their flow, per pixel.")] = 0,
+    flow_weight: Annotated[float, typer.Option(min=0, help="First weight of their flow's error, per pixel.")] = 0,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
     period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,

@@ -37,7 +37,8 @@ class Options:
     batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
     restarts every ``period`` iterations. betas: Adam's. clip_gradient: largest norm of the gradient, None for no limit.
     average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
-    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known.
+    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known; it falls with the
+        learning rate.
     precision: dtype of the encoder's activations; the implicit functions stay float32.
     save_every: iterations between checkpoints.
     """
@@ -169,7 +170,7 @@ def train(
         known = flow is not None and bool(batch.visible.any())
         error = flow_error(flow, batch) if known else loss.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss + options.flow_weight * error).backward()
+        scaler.scale(loss + options.flow_weight * rate / options.learning_rate * error).backward()
         if options.clip_gradient is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient)
