@@ -152,14 +152,14 @@ def test_untrained_residual_model_scores_near_its_baseline():
 
 def blank(frames, times, size):
     assert frames.shape == (2, 3, 4, 6)
-    return torch.full((len(times), 3, *size), 0.1)
+    return torch.full((len(times), 3, *size), 25.6 / 255)
 
 
 def test_other_networks_can_be_scored():
     black = Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])
     group = next(groups([black], 5, 4, 1))
     result = evaluate(group, {"blank": external(f"{__name__}:blank")})
-    assert [s.psnr for s in result.scores["blank"]] == pytest.approx([20.0] * 5)
+    assert [s.psnr for s in result.scores["blank"]] == pytest.approx([20 * math.log10(255 / 26)] * 5)  # rounded to 26
     for place in ("no.such.module:blank", f"{__name__}:no_such_function", "blank"):
         with pytest.raises(ValueError, match="module:function"):
             external(place)

@@ -43,7 +43,7 @@ class Group:
 
 
 Method = Callable[[Group], Tensor]
-"""Returns [N, 3, H, W], the pictures at the group's times; what is outside [0, 1] is clamped by the caller."""
+"""Returns [N, 3, H, W], the pictures at the group's times; the caller clamps and rounds them."""
 
 
 def bicubic(group: Group) -> Tensor:

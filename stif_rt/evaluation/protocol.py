@@ -94,13 +94,13 @@ def groups(clips: list[Clip], length: int, scale: float, most: int | None) -> It
 
 
 def evaluate(group: Group, methods: Mapping[str, Method], ssim: Window | None = None) -> Result:
-    """The baseline and the methods on one group."""
+    """The baseline and the methods on one group, each picture clamped and rounded to 8 bits as a file would hold it."""
     scores = {}
     for name, method in {BASELINE: bicubic, **methods}.items():
         pictures = method(group)
         if pictures.shape != group.truth.shape:
             raise ValueError(f"{name} returned {list(pictures.shape)} instead of {list(group.truth.shape)}")
-        pairs = zip(pictures.clamp(0, 1), group.truth, strict=True)
+        pairs = zip((pictures.clamp(0, 1) * 255).round() / 255, group.truth, strict=True)
         scores[name] = [score(picture, truth, ssim) for picture, truth in pairs]
     return Result(group.clip, group.first, group.scale, scores)
 
