@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import traceback
+from collections import deque
 from enum import Enum
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import av
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -27,14 +29,18 @@ from rich.text import Text
 from stif_rt import __version__
 from stif_rt import bench as benchmark
 from stif_rt.engines import ENGINES
-from stif_rt.evaluation import evaluate as evaluate_windows
-from stif_rt.evaluation import summarise
+from stif_rt.evaluation.datasets import DATASETS, load_dataset
+from stif_rt.evaluation.methods import BASELINE, Method, external, ours, predictions
+from stif_rt.evaluation.metrics import Window
+from stif_rt.evaluation.protocol import Mean, Result, count_groups, groups, summarise
+from stif_rt.evaluation.protocol import evaluate as evaluate_group
+from stif_rt.evaluation.tables import TABLES, write, write_strip
 from stif_rt.kernels import BACKENDS, native
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import DTYPES, Runtime, choose_device, output_size
-from stif_rt.training.data import Recipe, find_clips, load_clip
+from stif_rt.training.data import Recipe, find_clips, load_clip, load_pictures
 from stif_rt.training.train import Options, Step, is_first_process
 from stif_rt.training.train import train as train_model
 from stif_rt.video.plan import count
@@ -271,6 +277,19 @@ def train(
     min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
     targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
     photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Places drawn for each window; the one that changes most is taken.")
+    ] = 1,
+    synthetic: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of still pictures in known motion, made on the fly.")
+    ] = 0,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Images for these, besides the clips' own frames.")
+    ] = None,
+    largest_motion: Annotated[
+        float, typer.Option(min=0, help="Their largest translation between the inputs, input pixels.")
+    ] = 12,
+    flow_weight: Annotated[float, typer.Option(min=0, help="First weight of their flow's error, per pixel.")] = 0,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
     period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
@@ -290,7 +309,16 @@ def train(
     if config not in CONFIGS:
         raise ValueError(f"unknown configuration {config!r}; there are: {', '.join(CONFIGS)}")
     options = Options(
-        recipe=Recipe(patch, (scale, scale), (min_window or window, window), targets, photometric),
+        recipe=Recipe(
+            patch,
+            (scale, scale),
+            (min_window or window, window),
+            targets,
+            photometric,
+            candidates,
+            synthetic,
+            largest_motion,
+        ),
         stage_one=stage_one,
         stage_two=stage_two,
         stage_two_scales=(min_scale, max_scale),
@@ -301,6 +329,7 @@ def train(
         betas=(beta1, beta2),
         clip_gradient=clip_gradient,
         average=average,
+        flow_weight=flow_weight,
         precision=precision.value,
         save_every=save_every,
         seed=seed,
@@ -311,30 +340,46 @@ def train(
     frames = cache or output / "cache"
     with console.status("decoding clips"):
         clips = [load_clip(path, frames, downscale) for folder in data for path in find_clips(folder)]
+        stills = [image for path in pictures or [] for image in load_pictures(path)]
         held_out = [load_clip(path, frames, downscale) for folder in validation or [] for path in find_clips(folder)]
     torch.manual_seed(seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
     curves = summary_writer(output) if tensorboard and is_first_process() else None
 
+    losses: deque[float] = deque(maxlen=save_every)
+    errors: deque[float] = deque(maxlen=save_every)
+
     def report(step: Step) -> None:
+        losses.append(step.loss)
         progress.update(task, description=f"loss {step.loss:.4f}", completed=step.iteration)
         if curves is not None:
             curves.add_scalar("loss", step.loss, step.iteration)
+        if step.flow_error is not None:
+            errors.append(step.flow_error)
+            if curves is not None:
+                curves.add_scalar("flow error", step.flow_error, step.iteration)
+        if curves is not None:
             curves.add_scalar("learning rate", step.learning_rate, step.iteration)
 
     def validate(model: STIF, iteration: int) -> None:
+        flow = f", flow error {np.mean(errors):.2f} pixels" if errors else ""
+        console.print(f"{iteration}: loss {np.mean(losses):.5f}{flow}")
         if not held_out:
             return
         runtime = Runtime.from_model(copy.deepcopy(model), device=device)
-        for name, _, means in summarise(list(evaluate_windows(runtime, held_out, 3, scale, 4))):
-            for shown, (ours, bicubic) in means.items():
-                console.print(f"{iteration}: {name}, {shown}: {ours:.2f} dB, {ours - bicubic:+.2f} over bicubic")
+        methods = {"this": ours(runtime)}
+        means = summarise([evaluate_group(group, methods) for group in groups(held_out, 3, scale, 4)])
+        pairs = zip(means[::2], means[1::2], strict=True)  # the baseline and this
+        for bicubic, mean in pairs:
+            if mean.clip is None and mean.windows != "all" and mean.frames != "center":
+                shown = f"{mean.windows}, {mean.frames}"
+                console.print(f"{iteration}: {shown}: {mean.psnr:.2f} dB, {mean.psnr - bicubic.psnr:+.2f} over bicubic")
                 if curves is not None:
-                    curves.add_scalar(f"PSNR {name}, {shown}", ours, iteration)
+                    curves.add_scalar(f"PSNR {shown}", mean.psnr, iteration)
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=stage_one + stage_two)
-        usable = train_model(model, clips, options, output, chosen, workers, report, validate)
+        usable = train_model(model, clips, options, output, chosen, workers, report, validate, stills)
     if is_first_process():
         save_model(usable, output / f"{config}.safetensors")
         console.print(f"wrote {output / f'{config}.safetensors'}")
@@ -348,37 +393,116 @@ def summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
+class SSIM(str, Enum):
+    none = "none"
+    gaussian = "gaussian"
+    uniform = "uniform"
+
+
+SSIM_WINDOWS: dict[SSIM, Window | None] = {SSIM.none: None, SSIM.gaussian: "gaussian", SSIM.uniform: "uniform"}
+
+
 @app.command("eval")
 def evaluate(
     data: Annotated[list[Path], typer.Argument(help="Videos, folders of frames, or folders of either.")],
     cache: Annotated[Path, typer.Option(help="Folder for decoded frames.")],
-    scale: Annotated[float, typer.Option(min=0.1, help="Spatial scale.")] = 4,
-    window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 3,
-    windows: Annotated[int, typer.Option(min=1, help="Windows per clip, evenly spread.")] = 16,
+    dataset: Annotated[str | None, typer.Option(help=f"Take the test split of {', '.join(DATASETS)}.")] = None,
+    table: Annotated[
+        int | None, typer.Option(help="Scales and lengths of the paper's table 1 or 2; all groups, with SSIM.")
+    ] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option(min=0.1, help="Spatial scale, 4 unless given; repeatable.")
+    ] = None,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Frames of a group, 3 unless given; its first and last are the input. Repeatable."),
+    ] = None,
+    windows: Annotated[
+        int, typer.Option(min=0, help="Groups per clip, evenly spread; 0 for all that follow each other.")
+    ] = 16,
+    ssim: Annotated[
+        SSIM, typer.Option(help="gaussian is MATLAB's and the usual one, uniform is scikit-image's default.")
+    ] = SSIM.none,
     downscale: Annotated[
         float, typer.Option(min=0.1, help="Shrink clips by this before use, to shed compression.")
     ] = 1,
+    output: Annotated[Path | None, typer.Option(help="Folder for tables (.md, .csv, .json) and strips (.png).")] = None,
+    prediction: Annotated[
+        list[str] | None,
+        typer.Option("--predictions", help="NAME=FOLDER of frames made elsewhere, FOLDER/CLIP/NUMBER.png. Repeatable."),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="NAME=module:function, another network to be scored. Repeatable.")
+    ] = None,
     weights: Weights = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
 ) -> None:
-    """PSNR on clips, beside bicubic up-scaling with linear blending."""
+    """PSNR and SSIM on clips, beside bicubic up-scaling with linear blending. docs/evaluation.md explains it."""
+    lengths, scales = tuple(window or (3,)), tuple(scale or (4.0,))
+    most = windows or None
+    if table is not None:
+        if table not in TABLES:
+            raise ValueError(f"--table {table}: there are {', '.join(map(str, TABLES))}")
+        if window or scale:
+            raise ValueError("--table sets --window and --scale: give either")
+        lengths, scales = TABLES[table]
+        if table == 1 and dataset is not None:  # Vid4: single-frame interpolation; the others: x8
+            lengths = (3,) if dataset == "vid4" else (9,)
+        most, ssim = None, SSIM.gaussian if ssim == SSIM.none else ssim
     runtime = Runtime.load(weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
-    clips = [load_clip(path, cache, downscale) for folder in data for path in find_clips(folder)]
-    results = []
+    methods: dict[str, Method] = {"this": ours(runtime)}
+    for given in prediction or []:
+        name, folder = named(given, "--predictions")
+        methods[name] = predictions(Path(folder))
+    for given in method or []:
+        name, place = named(given, "--method")
+        methods[name] = external(place)
+    clips = load_dataset(dataset, data, cache, downscale)
+    results: list[Result] = []
     with progress_bar() as progress:
-        task = progress.add_task("windows", total=sum(min(windows, len(clip.windows(window))) for clip in clips))
-        for result in evaluate_windows(runtime, clips, window, scale, windows):
-            results.append(result)
-            progress.advance(task)
+        total = len(scales) * sum(count_groups(clips, length, most) for length in lengths)
+        task = progress.add_task("groups", total=total)
+        for factor in scales:
+            for length in lengths:
+                drawn = set()
+                for group in groups(clips, length, factor, most):
+                    results.append(evaluate_group(group, methods, SSIM_WINDOWS[ssim]))
+                    if output is not None and group.clip not in drawn:
+                        drawn.add(group.clip)
+                        write_strip(output, group, methods)
+                    progress.advance(task)
     if not results:
-        raise ValueError(f"no clip has {window} frames without a scene cut")
-    table = Table("windows", "number", "frames", "this", "bicubic + blend", "gain", title=f"RGB PSNR, dB, x{scale:g}")
-    for name, number, means in summarise(results):
-        for frames, (ours, bicubic) in means.items():
-            table.add_row(name, str(number), frames, f"{ours:.2f}", f"{bicubic:.2f}", f"{ours - bicubic:+.2f}")
+        raise ValueError(f"no clip has {min(lengths)} frames without a scene cut")
+    means = summarise(results)
+    for factor in scales:
+        for length in lengths:
+            show_means([m for m in means if (m.scale, m.length) == (factor, length)], factor, length)
+    if output is not None:
+        write(output, results, means, dataset)
+        console.print(f"wrote results.md, results.csv, results.json and strips to {output}", markup=False)
+
+
+def named(given: str, option: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not (name and equals and value) or name in ("this", BASELINE):
+        raise ValueError(f"{option} {given}: give NAME=..., a name of your own")
+    return name, value
+
+
+def show_means(means: list[Mean], scale: float, length: int) -> None:
+    """One table on standard output: textured and smooth windows apart, each method beside the baseline."""
+    methods = list(dict.fromkeys(mean.method for mean in means))
+    title = f"RGB PSNR, dB (gain): space x{scale:g}, groups of {length} frames"
+    table = Table("windows", "number", "frames", *methods, title=title, title_justify="left")
+    for first in range(0, len(means), len(methods)):
+        row = means[first : first + len(methods)]  # the baseline and every method on the same frames
+        if length > 3 or row[0].frames != "center":  # of three frames, center is the average
+            name = row[0].windows if row[0].clip is None else f"{row[0].windows}, {row[0].clip}"
+            gains = [f"{mean.psnr:.2f} ({mean.psnr - row[0].psnr:+.2f})" for mean in row[1:]]
+            table.add_row(name, str(row[0].number), row[0].frames, f"{row[0].psnr:.2f}", *gains)
     Console().print(table)
 
 

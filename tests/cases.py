@@ -43,6 +43,6 @@ VARIANTS = {
     "-f -s": Config(flow=False, single_function=True),
     "centres": Config(grid="centres"),
     "residual": Config(residual=True),
-    "stif-s": Config(grid="centres", residual=True),
+    "stif-s": Config(grid="centres", residual=True, flow_unit="input"),
 }
 """Configurations of the implicit functions."""

@@ -1,15 +1,30 @@
+import csv
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from videos import picture, write_images
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio
+from videos import picture, write_images, write_video
 
-from stif_rt.evaluation import Window, evaluate, psnr, summarise
+from stif_rt.evaluation import datasets, tables
+from stif_rt.evaluation.datasets import DATASETS, load_dataset
+from stif_rt.evaluation.methods import BASELINE, Group, bicubic, external, ours, predictions
+from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
+from stif_rt.evaluation.protocol import Result, evaluate, groups, summarise
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import Runtime
-from stif_rt.training.data import Clip, load_clip
+from stif_rt.training.data import Clip
+from stif_rt.training.degradation import degrade
+from stif_rt.video.reader import read_image
+from stif_rt.video.writer import write_png
+
+
+def noise(seed, *shape):
+    return torch.from_numpy(np.random.default_rng(seed).random(shape)).float()
 
 
 def test_psnr_by_hand():
@@ -20,44 +35,269 @@ def test_psnr_by_hand():
     assert psnr(half, half) == 100
 
 
+def test_luma_psnr_by_hand():
+    """Green 0.1 brighter everywhere: luma differs by 128.553 / 255 * 0.1; a third of the RGB values differ by 0.1."""
+    truth = torch.zeros(3, 4, 4)
+    greener = truth.clone()
+    greener[1] = 0.1
+    assert psnr(greener, truth) == pytest.approx(20 + 10 * math.log10(3))
+    assert luma_psnr(greener, truth) == pytest.approx(-20 * math.log10(12.8553 / 255))
+
+
+def test_metrics_agree_with_the_library():
+    a, b = noise(0, 3, 20, 24), noise(1, 3, 20, 24)
+    planes = [x.movedim(0, -1).double().numpy() for x in (a, b)]
+    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*planes, data_range=1))
+    luma = [rgb2ycbcr(plane)[..., 0] for plane in planes]
+    assert luma_psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*luma, data_range=255))
+
+
+def wang(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM of two planes as Wang et al. define it, written out for every place of an 11x11 Gaussian window."""
+    g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = np.outer(g, g) / g.sum() ** 2
+    found = []
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mp, mq = (weights * p).sum(), (weights * q).sum()
+            vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
+            covariance = (weights * (p - mp) * (q - mq)).sum()
+            c1, c2 = 0.01**2, 0.03**2
+            found.append((2 * mp * mq + c1) * (2 * covariance + c2) / (mp**2 + mq**2 + c1) / (vp + vq + c2))
+    return float(np.mean(found))
+
+
+def test_ssim_by_hand():
+    a = noise(0, 3, 16, 18)
+    b = (a + 0.1 * noise(1, 3, 16, 18)).clamp(0, 1)
+    expected = np.mean([wang(x.double().numpy(), y.double().numpy()) for x, y in zip(a, b, strict=True)])
+    assert ssim(a, b, "gaussian") == pytest.approx(expected, abs=1e-6)
+    assert ssim(a, a, "gaussian") == pytest.approx(1)
+    assert ssim(a, b, "uniform") != pytest.approx(expected, abs=1e-4)
+    # Two flat pictures: only the means count
+    flat = ssim(torch.full((3, 12, 12), 0.5), torch.full((3, 12, 12), 0.25), "gaussian")
+    assert flat == pytest.approx((2 * 0.5 * 0.25 + 1e-4) / (0.25 + 0.0625 + 1e-4), abs=1e-6)
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(a[:, :8], b[:, :8], "gaussian")
+
+
+def clip(frames=20, size=(16, 24), name="c"):
+    pictures = [picture(n, size) for n in range(frames)]
+    return Clip(name, np.stack(pictures), [(0, frames)])
+
+
+def test_groups_follow_each_other_or_are_spread():
+    every = list(groups([clip()], 9, 4, None))
+    assert [group.first for group in every] == [0, 8]
+    assert [group.first for group in groups([clip()], 5, 4, 4)] == [0, 4, 8, 12]
+    assert every[1].times == [n / 8 for n in range(9)]
+    assert torch.equal(every[1].truth, torch.from_numpy(clip().frames[8:17]).movedim(-1, 1) / 255)
+    torch.testing.assert_close(every[1].inputs, degrade(every[1].truth[[0, -1]], (4, 6)))
+
+
+def test_whole_scales_crop_to_a_multiple():
+    group = next(groups([clip(size=(19, 26))], 3, 4, 1))
+    assert group.size == (16, 24)
+    assert group.inputs.shape[-2:] == (4, 6)
+    group = next(groups([clip(size=(19, 26))], 3, 2.5, 1))
+    assert group.size == (19, 26)
+    assert group.inputs.shape[-2:] == (8, 10)
+
+
+def test_frames_of_the_means():
+    """Frame n of nine has a PSNR of n: the paper's center is frames 0, 4, 8, and its average all of them."""
+    scores = [Score(float(n), float(n) + 1, 0.1 * n) for n in range(9)]
+    means = summarise([Result("a", 0, 4, {BASELINE: scores})])
+    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.windows == "all"}
+    assert found == {"first and last": 4, "middle": 4, "center": 4, "average": 4}
+    scores[0] = Score(30.0, 30.0, 1.0)
+    means = summarise([Result("a", 0, 4, {BASELINE: scores})])
+    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.windows == "all"}
+    assert found == {"first and last": 19, "middle": 4, "center": 14, "average": pytest.approx(66 / 9)}
+    even = summarise([Result("a", 0, 4, {BASELINE: scores[:4]})])
+    assert {mean.frames: mean.psnr for mean in even}["middle"] == 1.5
+
+
 def test_summary_separates_textured_from_smooth():
-    windows = [
-        Window("a", [30.0, 20.0, 32.0], [28.0, 18.0, 30.0]),
-        Window("b", [34.0, 24.0, 36.0], [30.0, 20.0, 30.0]),
-        Window("b", [50.0, 40.0, 50.0], [52.0, 40.0, 52.0]),
-    ]
-    rows = {name: (number, means) for name, number, means in summarise(windows)}
-    assert rows["textured"][0] == 2
-    assert rows["textured"][1]["ends"] == (33.0, 29.5)
-    assert rows["textured"][1]["between"] == (22.0, 19.0)
-    assert rows["smooth, b"][1]["ends"] == (50.0, 52.0)
-    assert set(rows) == {"textured", "textured, a", "textured, b", "smooth", "smooth, b"}
+    def result(name, this, baseline):
+        scores = {BASELINE: baseline, "this": this}
+        return Result(name, 0, 4, {method: [Score(p, p) for p in values] for method, values in scores.items()})
+
+    means = summarise(
+        [
+            result("a", [30.0, 20.0, 32.0], [28.0, 18.0, 30.0]),
+            result("b", [34.0, 24.0, 36.0], [30.0, 20.0, 30.0]),
+            result("b", [50.0, 40.0, 50.0], [52.0, 40.0, 52.0]),
+        ]
+    )
+    found = {(m.windows, m.clip, m.frames, m.method): (m.number, m.psnr, m.ssim) for m in means}
+    assert found["textured", None, "first and last", "this"] == (2, 33.0, None)
+    assert found["textured", None, "first and last", BASELINE] == (2, 29.5, None)
+    assert found["textured", None, "middle", "this"] == (2, 22.0, None)
+    assert found["smooth", "b", "first and last", BASELINE] == (1, 52.0, None)
+    assert found["all", "b", "middle", "this"] == (2, 32.0, None)
+    assert ("smooth", "a", "middle", "this") not in found
 
 
-def test_untrained_residual_model_scores_near_its_baseline(tmp_path):
+def test_untrained_residual_model_scores_near_its_baseline():
     """It is a bilinear blend, so a little below a bicubic one."""
-    clip = load_clip(write_images(tmp_path / "c", [picture(n, (48, 64)) for n in range(7)]), tmp_path / "cache", 1)
     torch.manual_seed(0)
     config = Config(front_blocks=0, back_blocks=0, recurrent=False, residual=True, flow=False, upsampling_head=False)
-    windows = list(evaluate(Runtime.from_model(STIF(config)), [clip], 3, 4, 2))
-    assert len(windows) == 2
-    for window in windows:
-        assert len(window.ours) == 3
-        assert 0 < np.mean(window.bicubic) - np.mean(window.ours) < 8
+    methods = {"this": ours(Runtime.from_model(STIF(config)))}
+    for group in groups([clip(7, (48, 64))], 3, 4, 2):
+        scores = evaluate(group, methods).scores
+        assert 0 < np.mean([s.psnr for s in scores[BASELINE]]) - np.mean([s.psnr for s in scores["this"]]) < 8
 
 
-def test_windows_are_spread_and_limited():
-    clip = Clip("c", np.zeros((20, 8, 8, 3), np.uint8), [(0, 20)])
+def blank(frames, times, size):
+    assert frames.shape == (2, 3, 4, 6)
+    return torch.full((len(times), 3, *size), 25.6 / 255)
 
-    class Blank:
-        device = torch.device("cpu")
 
-        def encode(self, a, b):
-            assert a.shape == b.shape == (3, 2, 2)
+def test_other_networks_can_be_scored():
+    black = Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])
+    group = next(groups([black], 5, 4, 1))
+    result = evaluate(group, {"blank": external(f"{__name__}:blank")})
+    assert [s.psnr for s in result.scores["blank"]] == pytest.approx([20 * math.log10(255 / 26)] * 5)  # rounded to 26
+    for place in ("no.such.module:blank", f"{__name__}:no_such_function", "blank"):
+        with pytest.raises(ValueError, match="module:function"):
+            external(place)
+    with pytest.raises(ValueError, match=r"short returned \[2, "):
+        evaluate(group, {"short": lambda group: torch.zeros(2, 3, 4, 4)})
 
-        def render(self, t, size):
-            return torch.full((3, *size), 0.1)
 
-    windows = list(evaluate(Blank(), [clip], 5, 4, 4))
-    assert len(windows) == 4
-    assert windows[0].ours == pytest.approx([20.0] * 5)
+def test_predictions_are_found_by_number(tmp_path):
+    source = clip(9)
+    (tmp_path / "made" / "c").mkdir(parents=True)
+    for number, frame in enumerate(source.frames):
+        write_png(tmp_path / "made" / "c" / f"out_{number:04d}.png", frame)
+    method = predictions(tmp_path / "made")
+    for group in groups([source], 5, 4, None):
+        assert [s.psnr for s in evaluate(group, {"exact": method}).scores["exact"]] == [100] * 5
+    with pytest.raises(FileNotFoundError, match=r"no frame 9, such as 000009\.png"):
+        method(next(groups([clip(12)], 11, 4, None)))
+    with pytest.raises(ValueError, match="24x16 instead of 40x32"):
+        method(next(groups([clip(9, (32, 40))], 5, 4, None)))
+
+
+def test_datasets_are_found(tmp_path, caplog):
+    small = [picture(n, (8, 12)) for n in range(3)]
+    for name in ("GOPR0384_11_00", "GOPR0410_11_00", "GOPR9999_11_00"):
+        for kind in ("sharp", "blur"):
+            write_images(tmp_path / "gopro" / "test" / name / kind, small)
+    clips = load_dataset("gopro", [tmp_path / "gopro"], tmp_path / "cache", 1)
+    assert [c.name for c in clips] == ["GOPR0384_11_00", "GOPR0410_11_00"]
+    assert "not complete" in caplog.text
+    assert "GOPR0881_11_01" in caplog.text
+
+    (tmp_path / "adobe").mkdir()
+    write_video(tmp_path / "adobe" / "IMG_0004a.mov", small)
+    write_images(tmp_path / "adobe" / "IMG_0001", small)
+    write_images(tmp_path / "adobe" / "IMG_0006", small)  # of the training split
+    assert [c.name for c in load_dataset("adobe240", [tmp_path / "adobe"], tmp_path / "cache", 1)] == [
+        "IMG_0001",
+        "IMG_0004a",
+    ]
+    for name in DATASETS["vid4"].clips:
+        write_images(tmp_path / "vid4" / "GT" / name, small)
+    caplog.clear()
+    assert len(load_dataset("vid4", [tmp_path / "vid4"], tmp_path / "cache", 1)) == 4
+    assert not caplog.text
+    assert len(load_dataset(None, [tmp_path / "vid4"], tmp_path / "cache", 1)) == 4
+
+
+def test_missing_data_says_what_to_download(tmp_path):
+    for name, dataset in DATASETS.items():
+        with pytest.raises(FileNotFoundError) as error:
+            load_dataset(name, [tmp_path / "none"], tmp_path / "cache", 1)
+        assert dataset.source in str(error.value)
+        assert dataset.layout in str(error.value)
+    with pytest.raises(ValueError, match="gopro"):
+        load_dataset("reds", [tmp_path], tmp_path, 1)
+    assert {len(d.clips) for d in (datasets.DATASETS["gopro"], datasets.DATASETS["adobe240"])} == {11, 17}
+
+
+def test_files(tmp_path):
+    methods = {"this": lambda group: bicubic(group) * 0.9}
+    results = [evaluate(group, methods, "gaussian") for group in groups([clip(9, (48, 64))], 9, 4, None)]
+    means = summarise(results)
+    tables.write(tmp_path, results, means, "gopro")
+    text = (tmp_path / "results.md").read_text()
+    assert "groups of 9 frames" in text
+    assert "| all |  | center | the paper's model, all 11 clips | 30.26 |  | 0.8792 |" in text
+    assert "| all |  | average | the paper's model, all 11 clips | 29.41 |  | 0.8669 |" in text
+    assert text.count("the paper's model") == 2
+    assert "the paper" not in tables.markdown(means, None)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert len(rows) == len(means)
+    assert float(rows[0]["psnr"]) == means[0].psnr
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["groups"][0]["scores"]["this"][8]["psnr"] == results[0].scores["this"][8].psnr
+    assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.csv", "results.json"}
+
+
+def test_strip_shows_the_place_that_moves(tmp_path):
+    frames = np.zeros((3, 256, 384, 3), np.uint8)
+    frames[2, 128:, 256:] = 200
+    group = next(groups([Clip("c", frames, [(0, 3)])], 3, 4, 1))
+    truth = Group("c", 0, 4, group.inputs, group.truth)
+    path = tables.write_strip(tmp_path, truth, {"this": lambda g: g.truth + 0.2})
+    image = read_image(path)
+    assert path.name == "strip_c_x4_3.png"
+    assert image.shape == (128, 4 * 128, 3)
+    assert (image[:, 256:384] == 51).all()
+    assert (image[:, 384:] == 0).all()
+    assert abs(int(image[64, 128 + 64, 0]) - 100) <= 1  # the blend of both frames, in the place that changes
+
+
+def test_command_line(tmp_path, monkeypatch, capsys, caplog):
+    from stif_rt import cli
+    from stif_rt.model.checkpoints import save_model
+
+    torch.manual_seed(0)
+    config = Config(front_blocks=0, back_blocks=0, recurrent=False, residual=True, upsampling_head=False)
+    save_model(STIF(config), tmp_path / "w.safetensors")
+    write_images(tmp_path / "data" / "city", [picture(n, (24, 32)) for n in range(7)])
+    write_images(tmp_path / "made" / "city", [picture(n, (24, 32)) for n in range(7)])
+    common = [
+        "stif-rt",
+        "eval",
+        tmp_path / "data",
+        "--cache",
+        tmp_path / "cache",
+        "--weights",
+        tmp_path / "w.safetensors",
+    ]
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", [str(a) for a in (*common, *arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code or 0, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    status, captured = call("--scale", 2, "--scale", 3, "--window", 3, "--window", 5, "--windows", 2)
+    assert status == 0, captured.err
+    assert captured.out.count("RGB PSNR") == 4
+    out = tmp_path / "out"
+    status, captured = call(
+        "--dataset", "vid4", "--table", 1, "--predictions", f"exact={tmp_path / 'made'}", "--output", out
+    )
+    assert status == 0, captured.err
+    assert "not complete" in caplog.text
+    text = (out / "results.md").read_text()
+    assert "| all | 3 | average | exact | 100.00 | 100.00 | 1.0000 |" in text
+    assert "the paper's model, all 4 clips | 25.61 |" in text
+    assert (out / "strip_city_x4_3.png").exists()
+    for arguments, said in (
+        (["--table", 3], "1, 2"),
+        (["--table", 1, "--scale", 2], "either"),
+        (["--predictions", "folder"], "NAME="),
+        (["--window", 30], "no clip has 30 frames"),
+        (["--dataset", "gopro"], "GOPRO_Large_all"),
+    ):
+        status, captured = call(*arguments)
+        assert status == 1
+        assert said in " ".join(captured.err.split())

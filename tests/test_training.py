@@ -14,10 +14,10 @@ from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.training.data import Batches, Clip, Recipe, find_clips, load_clip
 from stif_rt.training.degradation import degrade
-from stif_rt.training.train import FastForm, Options, charbonnier, train
+from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, train
 
 CPU = torch.device("cpu")
-CONFIG = Config(**TINY, grid="centres", residual=True)
+CONFIG = Config(**TINY, grid="centres", residual=True, flow_unit="input")
 RECIPE = Recipe(patch=8, scales=(2.0, 2.0), windows=(2, 4), targets=2, photometric=True)
 SMALL = Options(
     recipe=RECIPE,
@@ -126,9 +126,11 @@ def test_unusable_clips_are_refused(clips):
 def test_fast_form_is_the_model(clips):
     batch = Batches(clips, RECIPE, 2, 0)[0]
     model = fresh()
-    found = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+    found, flow = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
     for n in range(2):
-        torch.testing.assert_close(found[:, n], model(batch.frames, batch.times[:, n], (16, 16)), atol=1e-5, rtol=0)
+        expected = model.decode(model.encode(batch.frames), batch.frames, batch.times[:, n], (16, 16))
+        torch.testing.assert_close(found[:, n], expected.rgb, atol=1e-5, rtol=0)
+        torch.testing.assert_close(flow[:, n], expected.flow.movedim(1, -1), atol=1e-5, rtol=0)
 
 
 def test_learning_rate_is_a_cosine_with_restarts():
@@ -146,7 +148,8 @@ def test_loss():
 @pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumed_run_equals_an_unbroken_one(clips, tmp_path, average, workers):
-    options = dataclasses.replace(SMALL, average=average, clip_gradient=1.0)
+    recipe = dataclasses.replace(RECIPE, candidates=2, synthetic=0.5, largest_motion=4.0)
+    options = dataclasses.replace(SMALL, recipe=recipe, average=average, clip_gradient=1.0, flow_weight=0.02)
     losses: list[float] = []
     unbroken = train(fresh(), clips, options, tmp_path / "a", CPU, workers, lambda s: losses.append(s.loss))
 
@@ -171,6 +174,23 @@ def test_training_learns(clips, tmp_path):
     losses: list[float] = []
     train(fresh(), clips, options, tmp_path, CPU, 0, lambda s: losses.append(s.loss))
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+
+
+def test_flow_is_learnt_from_known_motion(clips):
+    """One batch, again and again."""
+    recipe = dataclasses.replace(RECIPE, synthetic=1.0, largest_motion=2.0)
+    batch = Batches(clips, recipe, 2, 0)[0]
+    model = fresh()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    errors = []
+    for _ in range(25):
+        _, flow = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+        error = flow_error(flow, batch)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.6 * errors[0]
 
 
 def test_mixed_precision_runs(clips, tmp_path):
@@ -201,18 +221,22 @@ def test_patch_must_fit_the_pyramid(clips, tmp_path):
 
 COMMAND = "train {data} --output {output} --config stif-s --cache {cache} --patch 8 --scale 2 --max-scale 2 --window 3 "
 COMMAND += (
-    "--batch 2 --stage-one 2 --stage-two 1 --save-every 2 --workers 0 --device cpu --validation {data} --tensorboard"
+    "--batch 2 --stage-one 2 --stage-two 1 --save-every 2 --workers 0 --device cpu --validation {data} --tensorboard "
+    "--candidates 2 --synthetic 0.5 --pictures {pictures} --largest-motion 3 --flow-weight 0.02"
 )
 
 
 def test_command_line(clips, tmp_path):
     output = tmp_path / "run"
-    arguments = COMMAND.format(data=tmp_path / "v.mp4", output=output, cache=tmp_path / "cache").split()
+    pictures = write_images(tmp_path / "pictures", [picture(0, (30, 40))])
+    names = {"data": tmp_path / "v.mp4", "output": output, "cache": tmp_path / "cache", "pictures": pictures}
+    arguments = COMMAND.format(**names).split()
     done = subprocess.run(
         [sys.executable, "-m", "stif_rt.cli", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "over bicubic" in done.stderr
+    assert "loss" in done.stderr
     assert load_model(output / "stif-s.safetensors").config.residual
     assert list(output.glob("events.*"))
 
@@ -234,7 +258,7 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
     model = STIF(CONFIGS["stif-s"]).train()
     data = Batches(clips, Recipe(patch=8, scales=(2.0, 2.0), windows=(3, 3)), 1, 0)
     for batch in (data[0], data[1]):
-        output_ = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+        output_, _ = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
         (charbonnier(output_, batch.truth) / 2).backward()
     torch.optim.Adam(model.parameters(), lr=1e-4).step()
     found = load_model(output / "stif-s.safetensors").state_dict()

@@ -48,7 +48,7 @@ def write_video(
 def write_images(folder: Path, frames: list[np.ndarray]) -> Path:
     from stif_rt.video.writer import write_png
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for n, image in enumerate(frames):
         write_png(folder / f"{n:03d}.png", image)
     return folder

@@ -258,7 +258,9 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
         } else {
             siren<I>(call.first, *w, nullptr, 0, w->last, CHANNELS);
         }
-        for (int p = 0; p < count; ++p) std::memcpy(call.flow + (from + p) * 4, w->last + p * CHANNELS, 4 * sizeof(float));
+        for (int p = 0; p < count; ++p)
+            for (int k = 0; k < 4; ++k)
+                call.flow[(from + p) * 4 + k] = w->last[p * CHANNELS + k] * (k % 2 ? vertical : horizontal).flow_unit;
     }
 }
 

@@ -210,4 +210,5 @@ def _axis(axis: Axis) -> native.Axis:
         axis.positions.data_ptr(),
         axis.origin,
         axis.step,
+        axis.flow_unit,
     )

@@ -36,6 +36,7 @@ class Axis(ctypes.Structure):
         ("positions", c_void_p),
         ("origin", c_float),
         ("step", c_float),
+        ("flow_unit", c_float),
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from stif_rt.kernels.folded import RADIANS, FoldedSiren, FoldedWeights, fold
 from stif_rt.kernels.interface import Box, Projections
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import Geometry, to_pixels, warp_coordinates
+from stif_rt.model.coordinates import Geometry, in_output_pixels, to_pixels, warp_coordinates
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 CHUNK_PIXELS = 1 << 12
@@ -79,7 +79,7 @@ class ReferenceKernels:
         first = nearest + torch.stack(relative, -1) @ located.local.T
         made = self._network(located, first[:, None], times)
         if sif is None:
-            return None, made
+            return None, in_output_pixels(made, geometry)
 
         feature = made.to(self.dtype)
         if tif is not None:
@@ -87,6 +87,7 @@ class ReferenceKernels:
             y, x = torch.broadcast_tensors(vertical.positions[rows, None], horizontal.positions[None, columns])
             first = bilinear(projections.tif[0], y.expand(len(times), -1, -1), x.expand(len(times), -1, -1))
             flow = self._network(tif, first[:, None] + self._linear(feature, tif.local), times)
+            flow = in_output_pixels(flow, geometry)
         return feature, flow
 
     def decode(

@@ -17,7 +17,7 @@ from torch import Tensor
 from stif_rt.kernels.folded import TURNS, FoldedSiren, FoldedWeights, fold
 from stif_rt.kernels.interface import Box, Projections
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import Geometry
+from stif_rt.model.coordinates import Geometry, in_output_pixels
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 OLDEST = (7, 5)
@@ -193,7 +193,7 @@ class TritonKernels:
             SIF=feature is not None,
             TIF=flow is not None,
         )
-        return feature, flow
+        return feature, None if flow is None else in_output_pixels(flow, geometry)
 
     def decode(
         self,

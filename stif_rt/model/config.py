@@ -24,6 +24,8 @@ class Config:
     grid: base grid of the warp. ``corners`` runs corner to corner (published weights need it), ``centres`` makes zero
         flow the identity.
     residual: whether the output is added to the blend of the two warped input frames.
+    flow_unit: what TIF's flow is counted in. ``output`` pixels are the paper's; the network is not told the scale, so
+        such a flow is right at one scale only. In ``input`` pixels a motion is the same number at every scale.
     """
 
     front_blocks: int = 5
@@ -36,12 +38,15 @@ class Config:
     fixed_time: bool = False
     grid: Literal["corners", "centres"] = "corners"
     residual: bool = False
+    flow_unit: Literal["output", "input"] = "output"
 
     def __post_init__(self) -> None:
         if self.front_blocks < 0 or self.back_blocks < 0:
             raise ValueError(f"negative number of residual blocks: {self.front_blocks}, {self.back_blocks}")
         if self.grid not in ("corners", "centres"):
             raise ValueError(f"grid is {self.grid!r}; it must be 'corners' or 'centres'")
+        if self.flow_unit not in ("output", "input"):
+            raise ValueError(f"flow_unit is {self.flow_unit!r}; it must be 'output' or 'input'")
         if self.single_function and not self.aggregation:
             raise ValueError("single_function without aggregation leaves the decoder nothing but the time to read")
 
@@ -63,7 +68,13 @@ CONFIGS: dict[str, Config] = {
     "stif-f": Config(flow=False),
     "stif-m": Config(aggregation=False),
     "stif-s": Config(
-        front_blocks=2, back_blocks=6, recurrent=False, upsampling_head=False, grid="centres", residual=True
+        front_blocks=2,
+        back_blocks=6,
+        recurrent=False,
+        upsampling_head=False,
+        grid="centres",
+        residual=True,
+        flow_unit="input",
     ),
 }
 """Configurations by name. ``stif-s`` is the compact one of the bundled weights: 2.8 M multiply-adds per input pixel."""

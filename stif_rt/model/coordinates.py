@@ -26,6 +26,7 @@ class Axis:
     relative: float32 [N], distance from that input pixel's centre, in input pixels times two (normalised times n).
     positions: float32 [N], where each output pixel lies, in input pixels; from -0.5 to n - 0.5.
     origin, step: base grid of the warp. Output pixel j with flow u reads at origin + step * (j + u), normalised.
+    flow_unit: what TIF's flow is counted in, in output pixels.
     """
 
     inputs: int
@@ -35,6 +36,7 @@ class Axis:
     positions: Tensor
     origin: float
     step: float
+    flow_unit: float
 
     def to(self, device: torch.device | str) -> "Axis":
         return replace(
@@ -45,7 +47,12 @@ class Axis:
         )
 
 
-def make_axis(inputs: int, outputs: int, grid: Literal["corners", "centres"]) -> Axis:
+def make_axis(
+    inputs: int,
+    outputs: int,
+    grid: Literal["corners", "centres"],
+    flow_unit: Literal["input", "output"] = "output",
+) -> Axis:
     """The tables of one axis, on the CPU.
 
     At non-integer scales some output pixels lie exactly between two cells. There the rounding of float32 arithmetic
@@ -73,6 +80,7 @@ def make_axis(inputs: int, outputs: int, grid: Literal["corners", "centres"]) ->
         torch.from_numpy(positions),
         origin,
         step,
+        outputs / inputs if flow_unit == "input" else 1.0,
     )
 
 
@@ -100,7 +108,15 @@ class Geometry:
 def make_geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int]) -> Geometry:
     """Geometry, on the CPU, of a frame rendered from ``inputs`` (h, w) at ``outputs`` (H, W)."""
     grid = config.grid if config.flow else "centres"  # without flow, the decoder reads at the query position itself
-    return Geometry(*(make_axis(n, N, grid) for n, N in zip(inputs, outputs, strict=True)))
+    return Geometry(*(make_axis(n, N, grid, config.flow_unit) for n, N in zip(inputs, outputs, strict=True)))
+
+
+def in_output_pixels(flow: Tensor, geometry: Geometry) -> Tensor:
+    """TIF's output, (x0, y0, x1, y1) on the last axis, in output pixels whatever unit the model counts in."""
+    x, y = geometry.horizontal.flow_unit, geometry.vertical.flow_unit
+    if x == y:
+        return flow if x == 1 else flow * x
+    return torch.stack([part * unit for part, unit in zip(flow.unbind(-1), (x, y, x, y), strict=True)], -1)
 
 
 def warp_coordinates(flow: Tensor, axis: Axis, first: int, dim: int) -> Tensor:

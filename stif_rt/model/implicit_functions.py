@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import make_geometry, warp_coordinates
+from stif_rt.model.coordinates import in_output_pixels, make_geometry, warp_coordinates
 from stif_rt.model.siren import Siren
 
 FEATURES = 3 * CHANNELS
@@ -113,6 +113,8 @@ class ImplicitFunctions(nn.Module):
             y, x = (2 * vertical.positions + 1) / h - 1, (2 * horizontal.positions + 1) / w - 1
             query = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(B, H, W, 2)
             flow = apply(self.flow_imnet, sif, bilinear(encoded, query), bilinear(images, query), time)
+        if flow is not None:
+            flow = in_output_pixels(flow.movedim(1, -1), geometry).movedim(-1, 1)
 
         # Warp and decode
         flows = torch.zeros(B, 4, H, W, device=frames.device) if flow is None else flow

@@ -1,4 +1,4 @@
-"""Clips as memory-mapped frames, and the training windows cut from them.
+"""Clips as memory-mapped frames, and the training examples made of them.
 
 A clip is a video file or a folder of frames. The first use of one decodes it, shrunk by ``downscale``, into the cache
 folder as one ``.npy`` of uint8 [frames, H, W, 3]; from then on windows are read straight from the page cache.
@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stif_rt.training.degradation import degrade
-from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_reader
+from stif_rt.training.motion import render_motion
+from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_reader, read_image
 from stif_rt.video.scenes import is_cut, thumbnail
 
 
@@ -53,6 +55,14 @@ def find_clips(path: Path) -> list[Path]:
     if not clips:
         raise FileNotFoundError(f"no videos and no folders of images below {path}")
     return sorted(clips)
+
+
+def load_pictures(path: Path) -> list[NDArray[np.uint8]]:
+    """The image files below a path, uint8 [H, W, 3] each. Raises FileNotFoundError where there is none."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no images below {path}")
+    return [read_image(file) for file in files]
 
 
 def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
@@ -106,6 +116,9 @@ class Recipe:
     patch: side of the low-resolution patch, pixels. scales: range of the spatial scale, one per batch.
     windows: range of window lengths in frames; inputs are a window's first and last frame. targets: frames of the
     window, drawn at random, that are to be predicted. photometric: random gain, gamma and channel order.
+    candidates: places in the clips that are drawn for each example; the one that changes most is taken.
+    synthetic: share of examples that are still pictures in known motion (``training.motion``).
+    largest_motion: translation that those reach, in low-resolution pixels between the inputs.
     """
 
     patch: int = 32
@@ -113,29 +126,44 @@ class Recipe:
     windows: tuple[int, int] = (9, 9)
     targets: int = 3
     photometric: bool = False
+    candidates: int = 1
+    synthetic: float = 0.0
+    largest_motion: float = 12.0
 
 
-@dataclass(frozen=True)
-class Batch:
-    """frames: [B, 2, 3, h, w] low-resolution inputs. times: [B, T]. truth: [B, T, 3, H, W]. All float32 in [0, 1]."""
+class Batch(NamedTuple):
+    """frames: [B, 2, 3, h, w] low-resolution inputs. times: [B, T]. truth: [B, T, 3, H, W]. All float32 in [0, 1].
+
+    flow: [B, T, H, W, 4], where each pixel of the truth is seen in the inputs, (x0, y0, x1, y1) in output pixels.
+    visible: [B, T, H, W, 2], 1 where the flow is known and that place shows the same point. float32.
+    """
 
     frames: Tensor
     times: Tensor
     truth: Tensor
+    flow: Tensor
+    visible: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.frames.to(device), self.times.to(device), self.truth.to(device))
+        return Batch(*(part.to(device) for part in self))
 
 
 class Batches(Dataset[Batch]):
     """Batch number n, wholly determined by (seed, n): a resumed run sees what an unbroken one would have seen."""
 
-    def __init__(self, clips: Sequence[Clip], recipe: Recipe, size: int, seed: int) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        recipe: Recipe,
+        size: int,
+        seed: int,
+        pictures: Sequence[NDArray[np.uint8]] = (),
+    ) -> None:
         side = math.ceil(recipe.patch * recipe.scales[1])
         usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.windows[1])]
         if not usable:
             raise ValueError(f"no clip has {recipe.windows[1]} frames without a cut at {side}x{side} pixels or more")
-        self.clips, self.recipe, self.size, self.seed = usable, recipe, size, seed
+        self.clips, self.recipe, self.size, self.seed, self.pictures = usable, recipe, size, seed, pictures
         lengths = range(recipe.windows[0], recipe.windows[1] + 1)
         self.windows = {length: [clip.windows(length) for clip in usable] for length in lengths}
 
@@ -146,9 +174,26 @@ class Batches(Dataset[Batch]):
         examples = [self._example(rng, side) for _ in range(self.size)]
         return Batch(*(torch.stack(parts) for parts in zip(*examples, strict=True)))
 
-    def _example(self, rng: np.random.Generator, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _example(self, rng: np.random.Generator, side: int) -> Batch:
+        """One example, without the axis B."""
         recipe = self.recipe
-        length = int(rng.integers(recipe.windows[0], recipe.windows[1] + 1))
+        if rng.random() < recipe.synthetic:
+            return self._in_motion(rng, side)
+        places = [self._place(rng, side) for _ in range(recipe.candidates)]
+        patch = max(places, key=_change) if len(places) > 1 else places[0]
+        length = len(patch)
+        order = rng.choice(length, min(recipe.targets, length), replace=False)
+        patch = _flip(patch[np.concatenate(([0, length - 1], order))], rng)
+        if rng.random() < 0.5:  # time runs backwards
+            patch[[0, 1]], order = patch[[1, 0]], length - 1 - order
+        images = torch.from_numpy(patch).permute(0, 3, 1, 2).float() / 255
+        times = torch.from_numpy(order / (length - 1)).float()
+        unknown = torch.zeros(len(times), side, side, 4)
+        return self._finish(rng, images, times, unknown, unknown[..., :2])
+
+    def _place(self, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+        """A random window of a clip, [length, side, side, 3]."""
+        length = int(rng.integers(self.recipe.windows[0], self.recipe.windows[1] + 1))
         counts = np.array([len(firsts) for firsts in self.windows[length]])
         share = np.sqrt(counts)  # a long film must not crowd out short clips
         chosen = int(rng.choice(len(counts), p=share / share.sum()))
@@ -156,17 +201,39 @@ class Batches(Dataset[Batch]):
         first = self.windows[length][chosen][rng.integers(counts[chosen])]
         _, H, W, _ = clip.frames.shape
         y, x = rng.integers(H - side + 1), rng.integers(W - side + 1)
-        order = rng.choice(length, min(recipe.targets, length), replace=False)
-        indices = first + np.concatenate(([0, length - 1], order))
-        patch = np.stack([clip.frames[index, y : y + side, x : x + side] for index in indices])
-        patch = _flip(patch, rng)
-        if rng.random() < 0.5:  # time runs backwards
-            patch[[0, 1]], order = patch[[1, 0]], length - 1 - order
-        images = torch.from_numpy(patch).permute(0, 3, 1, 2).float() / 255
-        if recipe.photometric:
+        return clip.frames[first : first + length, y : y + side, x : x + side]
+
+    def _in_motion(self, rng: np.random.Generator, side: int) -> Batch:
+        """Times are those of a window of the greatest length. Half of the scenes are one picture without cut-outs."""
+        recipe = self.recipe
+        length = recipe.windows[1]
+        times = (rng.choice(length, min(recipe.targets, length), replace=False) / (length - 1)).tolist()
+        layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))]
+        largest = recipe.largest_motion * side / recipe.patch
+        images, flow, visible = render_motion(layers, times, side, largest, rng)
+        return self._finish(rng, images, torch.tensor(times), flow, visible)
+
+    def _picture(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A still picture: one of those given, or a frame of a clip, flipped and turned."""
+        if self.pictures and rng.random() < 0.5:
+            picture = self.pictures[int(rng.integers(len(self.pictures)))]
+        else:
+            clip = self.clips[rng.integers(len(self.clips))]
+            picture = clip.frames[rng.integers(len(clip.frames))]
+        return _flip(picture[None], rng)[0]
+
+    def _finish(self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor) -> Batch:
+        """images: the two inputs, then the targets, all at the targets' size."""
+        if self.recipe.photometric:
             images = _photometric(images, rng)
-        times = torch.from_numpy(order / (length - 1)).float()
-        return degrade(images[:2], (recipe.patch, recipe.patch)), times, images[2:]
+        frames = degrade(images[:2], (self.recipe.patch, self.recipe.patch))
+        return Batch(frames, times, images[2:], flow, visible)
+
+
+def _change(patch: NDArray[np.uint8]) -> float:
+    """How much a window changes from its first to its last frame, seen coarsely."""
+    first, last = (patch[n, ::4, ::4].astype(np.float32) for n in (0, -1))
+    return float(np.abs(last - first).mean())
 
 
 def _flip(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

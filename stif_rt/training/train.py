@@ -4,13 +4,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -34,6 +36,8 @@ class Options:
     batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
     restarts every ``period`` iterations. betas: Adam's. clip_gradient: largest norm of the gradient, None for no limit.
     average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
+    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known; it falls with the
+        learning rate.
     precision: dtype of the encoder's activations; the implicit functions stay float32.
     save_every: iterations between checkpoints.
     """
@@ -49,6 +53,7 @@ class Options:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_gradient: float | None = None
     average: float = 0.0
+    flow_weight: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     save_every: int = 1000
     seed: int = 0
@@ -64,6 +69,17 @@ def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
     return torch.sqrt((output - truth) ** 2 + 1e-6).mean()
 
 
+def flow_error(flow: Tensor, batch: Batch) -> Tensor:
+    """Mean distance, in input pixels, between the flow and the known one, over where that is visible; 0 if nowhere.
+
+    flow: [B, T, H, W, 4], output pixels.
+    """
+    scale = batch.truth.shape[-1] / batch.frames.shape[-1]
+    difference = ((flow - batch.flow) / scale).unflatten(-1, (2, 2))  # (frame, axis)
+    distance = torch.sqrt((difference**2).sum(-1) + 1e-4)
+    return (distance * batch.visible).sum() / batch.visible.sum().clamp(min=1)
+
+
 class FastForm(nn.Module):
     """The model as it is trained: the same mathematics through the differentiable fast form of the kernels."""
 
@@ -72,24 +88,32 @@ class FastForm(nn.Module):
         self.model = model
         self.precision = precision
 
-    def forward(self, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Tensor:
-        """frames: [B, 2, 3, h, w]. times: [B, T]. Returns RGB [B, T, 3, H, W], not clamped."""
+    def forward(self, frames: Tensor, times: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """frames: [B, 2, 3, h, w]. times: [B, T].
+
+        Returns RGB [B, T, 3, H, W], not clamped, and the flow [B, T, H, W, 4] in output pixels, None for "-f".
+        """
         dtype = getattr(torch, self.precision)
         with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
             features = self.model.encode(frames)
+        config = self.model.config
         kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS))
-        geometry = make_geometry(self.model.config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
+        geometry = make_geometry(config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
         whole = Box(0, 0, *size)
         projections = kernels.project(features.float(), frames)
         feature, flow = kernels.implicit(projections, times, geometry, whole)
-        return kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        return kernels.decode(projections, feature, flow, times, geometry, whole, whole), flow
 
 
 class Step(NamedTuple):
-    """What the caller is told after each iteration. seconds: how long it took."""
+    """What the caller is told after each iteration.
+
+    loss: of the picture alone. flow_error: input pixels, None where the batch has no known flow. seconds: it took.
+    """
 
     iteration: int
     loss: float
+    flow_error: float | None
     learning_rate: float
     seconds: float
 
@@ -103,6 +127,7 @@ def train(
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
     validate: Callable[[STIF, int], None] | None = None,
+    pictures: Sequence[NDArray[np.uint8]] = (),
 ) -> STIF:
     """Trains ``model`` in place, resuming from ``output``/last.pt where that exists. Returns the model to be used.
 
@@ -133,15 +158,18 @@ def train(
 
     total = options.stage_one + options.stage_two
     start = time.perf_counter()
-    for number, batch in enumerate(_batches(clips, options, done, total, rank, world, workers), done):
+    for number, batch in enumerate(_batches(clips, pictures, options, done, total, rank, world, workers), done):
         batch = batch.to(device)
         rate = options.learning_rate_at(number)
         for group in optimizer.param_groups:
             group["lr"] = rate
         size = (batch.truth.shape[-2], batch.truth.shape[-1])
-        loss = charbonnier(network(batch.frames, batch.times, size), batch.truth)
+        rgb, flow = network(batch.frames, batch.times, size)
+        loss = charbonnier(rgb, batch.truth)
+        known = flow is not None and bool(batch.visible.any())
+        error = flow_error(flow, batch) if known else loss.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss + options.flow_weight * rate / options.learning_rate * error).backward()
         if options.clip_gradient is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient)
@@ -150,7 +178,7 @@ def train(
         if average is not None:
             average.update_parameters(model)
         now = time.perf_counter()
-        report(Step(number + 1, float(loss.detach()), rate, now - start))
+        report(Step(number + 1, float(loss.detach()), float(error.detach()) if known else None, rate, now - start))
         start = now
         if (number + 1) % options.save_every == 0 or number + 1 == total:
             if rank == 0:
@@ -182,11 +210,22 @@ def _join_processes(device: torch.device) -> tuple[int, int]:
 
 
 def _batches(
-    clips: list[Clip], options: Options, done: int, total: int, rank: int, world: int, workers: int
+    clips: list[Clip],
+    pictures: Sequence[NDArray[np.uint8]],
+    options: Options,
+    done: int,
+    total: int,
+    rank: int,
+    world: int,
+    workers: int,
 ) -> Iterator[Batch]:
     """Batches ``done`` to ``total`` - 1, this process's share of each."""
     stages = [
-        (first, end, Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed))
+        (
+            first,
+            end,
+            Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed, pictures),
+        )
         for first, end, scales in (
             (0, options.stage_one, options.recipe.scales),
             (options.stage_one, total, options.stage_two_scales),

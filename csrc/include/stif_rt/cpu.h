@@ -56,6 +56,7 @@ typedef struct {
     const float *relative;   /* [N] distance from its centre */
     const float *positions;  /* [N] where the pixel lies, in input pixels */
     float origin, step;      /* base grid of the warp, normalised: origin + step * (pixel + flow) */
+    float flow_unit;         /* what the network counts flow in, in output pixels */
 } stif_rt_axis;
 
 typedef struct {
