@@ -16,8 +16,8 @@ struct TileConfiguration {
         }
         _tile_loadconfig(bytes);
     }
-    TileConfiguration(const TileConfiguration &) = delete;
-    TileConfiguration &operator=(const TileConfiguration &) = delete;
+    TileConfiguration(const TileConfiguration&) = delete;
+    TileConfiguration& operator=(const TileConfiguration&) = delete;
     ~TileConfiguration() { _tile_release(); }
 };
 
@@ -28,8 +28,8 @@ struct Amx : Bfloat16 {
 
     // 32 pixels times 16 N outputs. Tile numbers are immediates, so the four blocks are written out.
     template <int N, class Emit>
-    static void matrix_block(const uint16_t *x, int x_stride, int inputs, const uint16_t *panels, int64_t panel,
-                             const float *start, int start_stride, Emit emit) {
+    static void matrix_block(const uint16_t* x, int x_stride, int inputs, const uint16_t* panels, int64_t panel,
+                             const float* start, int start_stride, Emit emit) {
         const int x_bytes = x_stride * 2, start_bytes = start_stride * 4;
         _tile_loadd(0, start, start_bytes);  // a stride of zero repeats one row
         _tile_loadd(1, start + 16 * start_stride, start_bytes);
@@ -62,14 +62,14 @@ struct Amx : Bfloat16 {
 };
 
 // Tiles belong to the thread and need their configuration; a chunk of pixels is long enough to set it each time.
-template <class Call, void (*RUN)(const Call &, int64_t, int64_t)>
-void with_tiles(const Call &call, int64_t begin, int64_t end) {
+template <class Call, void (*RUN)(const Call&, int64_t, int64_t)>
+void with_tiles(const Call& call, int64_t begin, int64_t end) {
     const TileConfiguration configuration;
     RUN(call, begin, end);
 }
 
-const char *unavailable() {
-    if (const char *reason = missing({{"AVX-512F", cpu().avx512},
+const char* unavailable() {
+    if (const char* reason = missing({{"AVX-512F", cpu().avx512},
                                       {"AVX-512 BF16", cpu().avx512_bf16},
                                       {"AMX tiles", cpu().amx_tile},
                                       {"AMX bfloat16", cpu().amx_bf16}}))

@@ -23,7 +23,9 @@ namespace {
 
 #if defined(STIF_RT_EMULATED)  // the tests' emulation of the instructions runs on any CPU
 
-Cpu detect() { return {true, true, true, true, true, true}; }
+Cpu detect() {
+    return {true, true, true, true, true, true};
+}
 
 #elif defined(STIF_RT_X86)
 
@@ -55,7 +57,9 @@ uint64_t saved_state() {
 }
 
 Cpu detect() {
-    const auto bit = [](uint64_t word, int position) { return (word >> position & 1) != 0; };
+    const auto bit = [](uint64_t word, int position) {
+        return (word >> position & 1) != 0;
+    };
     const uint32_t leaves = query(0, 0).eax;
     const Registers one = query(1, 0);
     if (leaves < 7 || !bit(one.ecx, 27)) return {};  // no AVX2, or xgetbv is not to be used
@@ -77,13 +81,15 @@ Cpu detect() {
 
 #else
 
-Cpu detect() { return {}; }
+Cpu detect() {
+    return {};
+}
 
 #endif
 
 }  // namespace
 
-const Cpu &cpu() {
+const Cpu& cpu() {
     static const Cpu found = detect();
     return found;
 }
@@ -100,10 +106,10 @@ bool permit_tiles() {
 #endif
 }
 
-const char *missing(std::initializer_list<Feature> features) {
+const char* missing(std::initializer_list<Feature> features) {
     static std::mutex mutex;
     static std::map<std::string, std::string> reasons;  // returned pointers stay valid
-    for (const Feature &feature : features)
+    for (const Feature& feature : features)
         if (!feature.present) {
             const std::lock_guard<std::mutex> lock(mutex);
             return reasons.emplace(feature.name, std::string("this CPU lacks ") + feature.name).first->second.c_str();

@@ -11,7 +11,7 @@
 
 namespace emulation {
 
-inline void require(bool condition, const char *what) {
+inline void require(bool condition, const char* what) {
     if (!condition) {
         std::fprintf(stderr, "emulated instruction: %s\n", what);
         std::abort();
@@ -49,16 +49,18 @@ struct __m256bh {
 
 constexpr int _MM_FROUND_TO_NEAREST_INT = 0, _MM_FROUND_NO_EXC = 8;
 
-inline __m512 _mm512_loadu_ps(const void *p) {
+inline __m512 _mm512_loadu_ps(const void* p) {
     __m512 v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-inline __m512 _mm512_load_ps(const void *p) {
+inline __m512 _mm512_load_ps(const void* p) {
     emulation::require(reinterpret_cast<uintptr_t>(p) % 64 == 0, "unaligned address in _mm512_load_ps");
     return _mm512_loadu_ps(p);
 }
-inline void _mm512_storeu_ps(void *p, __m512 v) { std::memcpy(p, &v, sizeof v); }
+inline void _mm512_storeu_ps(void* p, __m512 v) {
+    std::memcpy(p, &v, sizeof v);
+}
 
 template <class F>
 inline __m512 emulated_lanes(F f) {
@@ -80,7 +82,8 @@ inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
 }
 // imm8[7:4] is the number of fraction bits that stay; only zero is used
 inline __m512 _mm512_roundscale_ps(__m512 a, int imm8) {
-    emulation::require(imm8 == (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), "rounding mode of _mm512_roundscale_ps");
+    emulation::require(imm8 == (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                       "rounding mode of _mm512_roundscale_ps");
     return emulated_lanes([&](int i) { return std::nearbyint(a.lane[i]); });
 }
 inline __m512i _mm512_set1_epi32(int value) {
@@ -96,7 +99,8 @@ inline __m256bh _mm512_cvtneps_pbh(__m512 a) {
 // VDPBF16PS: the odd product first, then the even one, each fused
 inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     return emulated_lanes([&](int i) {
-        const float odd = std::fma(emulation::widen(a.lane[2 * i + 1]), emulation::widen(b.lane[2 * i + 1]), sum.lane[i]);
+        const float odd =
+            std::fma(emulation::widen(a.lane[2 * i + 1]), emulation::widen(b.lane[2 * i + 1]), sum.lane[i]);
         return std::fma(emulation::widen(a.lane[2 * i]), emulation::widen(b.lane[2 * i]), odd);
     });
 }
@@ -109,17 +113,17 @@ struct Tiles {
     alignas(64) unsigned char data[8][16][64];
 };
 
-inline Tiles &tiles() {
+inline Tiles& tiles() {
     thread_local Tiles state;
     return state;
 }
 
 }  // namespace emulation
 
-inline void _tile_loadconfig(const void *memory) {
-    const unsigned char *configuration = static_cast<const unsigned char *>(memory);
+inline void _tile_loadconfig(const void* memory) {
+    const unsigned char* configuration = static_cast<const unsigned char*>(memory);
     emulation::require(configuration[0] == 1, "palette of the tile configuration");
-    emulation::Tiles &tiles = emulation::tiles();
+    emulation::Tiles& tiles = emulation::tiles();
     for (int tile = 0; tile < 8; ++tile) {
         tiles.bytes[tile] = configuration[16 + 2 * tile] | configuration[17 + 2 * tile] << 8;
         tiles.rows[tile] = configuration[48 + tile];
@@ -127,24 +131,27 @@ inline void _tile_loadconfig(const void *memory) {
     }
     tiles.configured = true;
 }
-inline void _tile_release() { emulation::tiles().configured = false; }
-inline void _tile_loadd(int tile, const void *base, int64_t stride) {
-    emulation::Tiles &tiles = emulation::tiles();
+inline void _tile_release() {
+    emulation::tiles().configured = false;
+}
+inline void _tile_loadd(int tile, const void* base, int64_t stride) {
+    emulation::Tiles& tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile load without a configuration");
     for (int row = 0; row < tiles.rows[tile]; ++row)
-        std::memcpy(tiles.data[tile][row], static_cast<const unsigned char *>(base) + row * stride, tiles.bytes[tile]);
+        std::memcpy(tiles.data[tile][row], static_cast<const unsigned char*>(base) + row * stride, tiles.bytes[tile]);
 }
-inline void _tile_stored(int tile, void *base, int64_t stride) {
-    emulation::Tiles &tiles = emulation::tiles();
+inline void _tile_stored(int tile, void* base, int64_t stride) {
+    emulation::Tiles& tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile store without a configuration");
     for (int row = 0; row < tiles.rows[tile]; ++row)
-        std::memcpy(static_cast<unsigned char *>(base) + row * stride, tiles.data[tile][row], tiles.bytes[tile]);
+        std::memcpy(static_cast<unsigned char*>(base) + row * stride, tiles.data[tile][row], tiles.bytes[tile]);
 }
 // TDPBF16PS: sum[m][n] += the even and the odd product of each pair, pair by pair
 inline void _tile_dpbf16ps(int sum, int a, int b) {
-    emulation::Tiles &tiles = emulation::tiles();
+    emulation::Tiles& tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile product without a configuration");
-    emulation::require(tiles.bytes[a] / 4 == tiles.rows[b] && tiles.rows[sum] == tiles.rows[a], "sizes of a tile product");
+    emulation::require(tiles.bytes[a] / 4 == tiles.rows[b] && tiles.rows[sum] == tiles.rows[a],
+                       "sizes of a tile product");
     for (int m = 0; m < tiles.rows[sum]; ++m) {
         float total[16];
         std::memcpy(total, tiles.data[sum][m], sizeof total);
@@ -152,7 +159,8 @@ inline void _tile_dpbf16ps(int sum, int a, int b) {
             uint16_t x[2], y[32];
             std::memcpy(x, &tiles.data[a][m][4 * k], sizeof x);
             std::memcpy(y, tiles.data[b][k], sizeof y);
-            for (int n = 0; n < 16; ++n) total[n] = std::fma(emulation::widen(x[0]), emulation::widen(y[2 * n]), total[n]);
+            for (int n = 0; n < 16; ++n)
+                total[n] = std::fma(emulation::widen(x[0]), emulation::widen(y[2 * n]), total[n]);
             for (int n = 0; n < 16; ++n)
                 total[n] = std::fma(emulation::widen(x[1]), emulation::widen(y[2 * n + 1]), total[n]);
         }
