@@ -393,9 +393,10 @@ def quick(
         raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
     inputs = height, width
     outputs = output_size(inputs, scale, None)
-    columns = ("model", "kernels", "measured on", "pair", "frame", "frames/s", "MP/s")
+    columns = ("model", "kernels", "measured", "pair", "frame", "frames/s", "MP/s")
     title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames, {dtype}"
     table = Table(*columns, title=title, title_justify="left")
+    table.columns[0].no_wrap = True
     for model, name in benchmark.MODELS.items():
         with console.status(f"measuring {name}"):
             measured = benchmark.measure(
