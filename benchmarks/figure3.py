@@ -199,7 +199,7 @@ def spread(results: Results, line: Line, time_scale: int) -> str:
     values = totals(results, line, time_scale)
     if not values:
         return (failure(results, line, time_scale) or "").partition(":")[0]
-    return f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    return f"{median(values):.3g}" + (f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else "")
 
 
 def ratio(results: Results, line: Line, best: Line, time_scale: int) -> str:

@@ -257,7 +257,9 @@ def colophon(results: Results) -> list[str]:
     runs = results.content["runs"]
     count = max(sample["round"] for sample in results.samples) + 1
     compiled = "compiled" if results.content["settings"]["compile"] else "not compiled"
-    notes = [f"Measured on {describe_machine(results.content['machine'])}, {count} samples of each point, in turn."]
+    notes = [
+        f"Measured on {describe_machine(results.content['machine'])}, at most {count} samples of each point, in turn."
+    ]
     notes += [f"All networks run channels last, {compiled}, with stif-rt's deformable convolution.", ""]
     notes += [f"- {error}" for error in sorted({s["error"] for s in results.samples if "error" in s})]
     for run in (runs[n] for n in sorted({sample["run"] for sample in results.samples})):

@@ -13,7 +13,8 @@ from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import DTYPES, Runtime, bundled_weights, choose_device, output_size
 
-MODELS = {"bundled": "stif-s (bundled)", "paper": "stif (the paper's)"}
+MODELS = ("stif-s", "stif")
+"""The configuration of the bundled weights, and the paper's network."""
 SECONDS_PER_MODEL = 15.0
 SMALLEST_SIDE = 16
 
@@ -100,7 +101,7 @@ def measure(
     Errors as ``Runtime.load``.
     """
     torch.manual_seed(0)
-    network = load_model(bundled_weights()) if model == "bundled" else STIF(CONFIGS["stif"])
+    network = load_model(bundled_weights()) if model == "stif-s" else STIF(CONFIGS["stif"])
     runtime = Runtime.from_model(network, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
     backend = backend_of(kernels, runtime.config, choose_device(device), DTYPES[dtype])
 

@@ -527,17 +527,17 @@ def quick(
         raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
     inputs = height, width
     outputs = output_size(inputs, scale, None)
-    columns = ("model", "kernels", "measured on", "pair", "frame", "frames/s", "MP/s")
+    columns = ("model", "kernels", "measured", "pair", "frame", "frames/s", "MP/s")
     title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames, {dtype}"
     table = Table(*columns, title=title, title_justify="left")
-    for model, name in benchmark.MODELS.items():
-        with console.status(f"measuring {name}"):
+    for model in benchmark.MODELS:
+        with console.status(f"measuring {model}"):
             measured = benchmark.measure(
                 model, inputs, scale, device=device, dtype=dtype, kernels=kernels, encoder=encoder
             )
         speed = measured.at(inputs, outputs)
         table.add_row(
-            name,
+            model,
             measured.kernels,
             f"{measured.inputs[1]}x{measured.inputs[0]}",
             f"{speed.encode:.3g} s",
@@ -546,8 +546,9 @@ def quick(
             f"{speed.megapixels_per_second(time_scale):.3g}",
         )
     Console().print(table)
+    console.print("stif-s: the bundled weights. stif: the paper's network, here with random weights.")
     console.print("Measured on smaller frames where that takes too long, and scaled by the number of pixels.")
-    console.print("The paper's network runs with random weights here. Reading and writing files is not included.")
+    console.print("Reading and writing files is not included.")
 
 
 def forward_to(module: str) -> Any:
