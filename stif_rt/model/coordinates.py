@@ -108,7 +108,8 @@ def in_output_pixels(config: Config, flow: Tensor, geometry: Geometry) -> Tensor
     if config.flow_unit == "output":
         return flow
     (h, w), (H, W) = geometry.inputs, geometry.outputs
-    return flow * flow.new_tensor((W / w, H / h, W / w, H / h))
+    x, y = flow[..., 0::2] * (W / w), flow[..., 1::2] * (H / h)
+    return torch.stack((x, y), -1).flatten(-2)
 
 
 def warp_coordinates(flow: Tensor, axis: Axis, first: int, dim: int) -> Tensor:
