@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stif_rt.kernels import reference
+from stif_rt.kernels import cpu, reference, triton
 from stif_rt.kernels.interface import Box, Kernels, Projections
 from stif_rt.model.config import Config
 from stif_rt.model.coordinates import Geometry, in_output_pixels
@@ -14,7 +14,7 @@ from stif_rt.model.implicit_functions import ImplicitFunctions
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
 """By preference. Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
 ``build(functions, device, dtype)``."""
 

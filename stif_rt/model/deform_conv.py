@@ -31,15 +31,26 @@ def has_torchvision() -> bool:
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Modulated deformable 3x3 convolution by the fastest means that is installed.
+    """Modulated deformable 3x3 convolution by the fastest means there is.
 
     x: [B, C, h, w]. offset: [B, groups * 9 * 2, h, w], pixels, vertical before horizontal for each tap.
     mask: [B, groups * 9, h, w]. weight: [O, C, 3, 3]. bias: [O]. Returns [B, O, h, w].
 
-    torchvision's operation computes positions in the input's precision and has a slow CPU backward, so it serves
-    float32 inference; everything else takes the PyTorch form.
+    With gradients it is made of PyTorch's own operations; without, it is the operation ``stif_rt::deform_conv2d``.
     """
-    if has_torchvision() and x.dtype == torch.float32 and not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return deform_conv2d_grid_sample(x, offset, mask, weight, bias)
+    from stif_rt.kernels.deform_conv import deform_conv2d as operation  # it falls back on this module
+
+    return operation(x, offset, mask, weight, bias)
+
+
+def deform_conv2d_by_pytorch(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same without gradients on the CPU: torchvision's for float32, where it is installed.
+
+    torchvision computes positions in the input's precision, so half precision takes the PyTorch form.
+    """
+    if has_torchvision() and x.dtype == torch.float32:
         import torchvision.ops
 
         return torchvision.ops.deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)

@@ -1,0 +1,1 @@
+../../csrc/cuda/deform_conv.cu
