@@ -32,6 +32,7 @@ class Launch:
 
     rows, columns: output pixels of a tile. part: columns of a 256-wide layer that are worked on at a time.
     warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
+    output_product: whether the decoder's three outputs are a (padded) matrix product; sums in float32 otherwise.
     """
 
     rows: int
@@ -40,6 +41,7 @@ class Launch:
     warps: int
     stages: int
     registers: int | None = None
+    output_product: bool = False
 
     @property
     def constants(self) -> dict[str, int]:
@@ -59,17 +61,17 @@ class Launches:
 
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
-        (75, True): Launches(Launch(4, 8, 16, 8, 1), Launch(4, 8, 16, 8, 1)),
-        (80, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2)),
+        (75, True): Launches(Launch(4, 4, 16, 8, 1), Launch(4, 4, 16, 8, 1)),
+        (80, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2, output_product=True)),
         (90, True): Launches(Launch(8, 8, 32, 8, 2), Launch(8, 8, 32, 8, 2, registers=128)),
         (100, True): Launches(Launch(8, 16, 32, 8, 2), Launch(8, 16, 32, 8, 2)),
-        (120, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2)),
-        (75, False): Launches(Launch(4, 8, 16, 8, 1), Launch(4, 8, 16, 8, 1)),
+        (120, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2, output_product=True)),
+        (75, False): Launches(Launch(4, 4, 16, 8, 1), Launch(4, 4, 16, 8, 1)),
     }
 )
 """By compute capability, of the first GPU that a line is meant for, and whether operands have 16 bits."""
 
-INTERPRETED = Launches(Launch(16, 32, 32, 4, 1), Launch(16, 32, 32, 4, 1))
+INTERPRETED = Launches(Launch(32, 64, 64, 4, 1), Launch(32, 64, 64, 4, 1))
 """For Triton's interpreter, whose cost is per program."""
 
 
@@ -126,13 +128,11 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
         matrices.append(weight.T)
         vectors.append(bias)
     weight, bias = network.output
-    if len(weight) == 3:  # RGB: summed up in float32
+    empty = -len(weight) % PADDED
+    matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
+    vectors.append(F.pad(bias, (0, empty)))
+    if len(weight) == 3:
         vectors.append(weight)
-    else:
-        empty = -len(weight) % PADDED
-        matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
-        bias = F.pad(bias, (0, empty))
-    vectors.append(bias)
     return PackedSiren(
         torch.cat([matrix.reshape(-1) for matrix in matrices]).to(dtype),
         torch.cat([vector.reshape(-1) for vector in vectors]),
@@ -241,6 +241,7 @@ class TritonKernels:
             FLOW=flow is not None,
             AGGREGATION=self.config.aggregation,
             RESIDUAL=self.config.residual,
+            OUTPUT_PRODUCT=self.launches.decode.output_product,
         )
         return out
 
