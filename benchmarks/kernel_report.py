@@ -143,9 +143,7 @@ def compile_triton(kernel: str, capability: int, dtype: str, launch: Launch | No
         chosen = launches(divmod(capability, 10), torch_dtype)
         launch = chosen.implicit if kernel == "implicit_kernel" else chosen.decode
     flags = ("SIF", "TIF") if kernel == "implicit_kernel" else ("FEATURE", "FLOW", "AGGREGATION", "RESIDUAL")
-    constants: dict[str, Any] = {**dict.fromkeys(flags, True), **launch.constants}
-    if kernel == "decode_kernel":
-        constants["OUTPUT_PRODUCT"] = launch.output_product
+    constants = {**dict.fromkeys(flags, True), **launch.constants}
     function = getattr(triton_kernels, kernel)
     types, attributes = signature(function, name, constants)
     source = ASTSource(function, types, constexprs=constants, attrs=attributes)
@@ -159,7 +157,7 @@ def compile_triton(kernel: str, capability: int, dtype: str, launch: Launch | No
         threads=32 * launch.warps,
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         pixels=launch.rows * launch.columns,
-        trips=WIDE // launch.part - 1,
+        trips=WIDE // launch.part,
     )
 
 
@@ -258,7 +256,9 @@ def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dic
     streamed = {"implicit_kernel": 64 * 2 + 16, "decode_kernel": 64 * 2 + 16 + 12}[report.kernel]
     fp32 = report.count("FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2")
     special = report.count("MUFU", "F2I", "I2F", "FRND", "F2F", "I2FP", "F2IP")
-    whole = report.count("IMAD", "IADD3", "LOP3", "SHF", "ISETP", "SEL", "FSETP", "FSEL", "PRMT", "F2FP", "LEA", "VIADD")
+    whole = report.count(
+        "IMAD", "IADD3", "LOP3", "SHF", "ISETP", "SEL", "FSETP", "FSEL", "PRMT", "F2FP", "LEA", "VIADD"
+    )
     return {
         "matrix": matrix / gpu.tensor / 1e9 if tensor else 0.0,
         "special function": special * warps * 32 / 16 / per_ms,
@@ -316,7 +316,9 @@ def print_reports(reports: dict[tuple[str, int, str], Report]) -> None:
 
 
 def print_roofline(reports: dict[tuple[str, int, str], Report], dtype: str) -> None:
-    print(f"\nOne frame of {FRAME[1]}x{FRAME[0]}, {dtype}: milliseconds that the limiting unit needs, from instructions")
+    print(
+        f"\nOne frame of {FRAME[1]}x{FRAME[0]}, {dtype}: milliseconds that the limiting unit needs, from instructions"
+    )
     for gpu in GPUS:
         passes = [roofline(reports[kernel, gpu.capability, dtype], gpu) for kernel in KERNELS]
         parts = [f"{(unit := max(p, key=p.__getitem__))} {p[unit]:.2f}" for p in passes]

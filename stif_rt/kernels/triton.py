@@ -32,7 +32,6 @@ class Launch:
 
     rows, columns: output pixels of a tile. part: columns of a 256-wide layer that are worked on at a time.
     warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
-    output_product: whether the decoder's three outputs are a (padded) matrix product; sums in float32 otherwise.
     """
 
     rows: int
@@ -41,7 +40,6 @@ class Launch:
     warps: int
     stages: int
     registers: int | None = None
-    output_product: bool = False
 
     @property
     def constants(self) -> dict[str, int]:
@@ -59,18 +57,24 @@ class Launches:
     decode: Launch
 
 
+# A program of 64 pixels holds the 256-wide layer's 64 x 256 sums in registers, 128 a thread with 4 warps, and hands its
+# rows from product to product without leaving a warp. What is measured is the assembler's report (kernel_report).
+PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in registers: 16 pixels are what fits
+AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
+HOPPER = Launch(8, 8, 32, 8, 2, registers=128)  # two warp groups share the sums: 2 blocks, so 16 warps hide latency
+BLACKWELL = Launch(8, 8, 32, 8, 2)  # sums lie in tensor memory, of which the decoder takes all
+
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
-        (75, True): Launches(Launch(4, 4, 16, 8, 1), Launch(4, 4, 16, 8, 1)),
-        (80, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2, output_product=True)),
-        (90, True): Launches(Launch(8, 8, 32, 8, 2), Launch(8, 8, 32, 8, 2, registers=128)),
-        (100, True): Launches(Launch(8, 16, 32, 8, 2), Launch(8, 16, 32, 8, 2)),
-        (120, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2, output_product=True)),
-        (75, False): Launches(Launch(4, 4, 16, 8, 1), Launch(4, 4, 16, 8, 1)),
+        (75, True): Launches(PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
+        (80, True): Launches(AMPERE, AMPERE),
+        (90, True): Launches(HOPPER, HOPPER),
+        (100, True): Launches(BLACKWELL, BLACKWELL),
+        (120, True): Launches(AMPERE, AMPERE),  # the same matrix instructions
+        (75, False): Launches(PLAIN, PLAIN),
     }
 )
-"""By compute capability, of the first GPU that a line is meant for, and whether operands have 16 bits."""
-
+"""By the first compute capability that a line is meant for, and whether operands have 16 bits."""
 INTERPRETED = Launches(Launch(32, 64, 64, 4, 1), Launch(32, 64, 64, 4, 1))
 """For Triton's interpreter, whose cost is per program."""
 
@@ -129,10 +133,11 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
         vectors.append(bias)
     weight, bias = network.output
     empty = -len(weight) % PADDED
-    matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
     vectors.append(F.pad(bias, (0, empty)))
     if len(weight) == 3:
         vectors.append(weight)
+    else:
+        matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
     return PackedSiren(
         torch.cat([matrix.reshape(-1) for matrix in matrices]).to(dtype),
         torch.cat([vector.reshape(-1) for vector in vectors]),
@@ -241,7 +246,6 @@ class TritonKernels:
             FLOW=flow is not None,
             AGGREGATION=self.config.aggregation,
             RESIDUAL=self.config.residual,
-            OUTPUT_PRODUCT=self.launches.decode.output_product,
         )
         return out
 

@@ -7,7 +7,7 @@ in the maps' dtype and accumulate in float32 (never tf32); positions, flow, bias
 Layout of a network's parameters, which ``stif_rt.kernels.triton.pack`` writes: ``weights`` holds its matrices
 [inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's column for the time,
 its bias, its two columns for the relative position where it has them, the hidden biases, and the output's bias. The
-last layer of few outputs is padded to PADDED; the decoder's is in ``vectors`` too, row by row, in float32.
+last layer of few outputs is padded to PADDED; the decoder's is in ``vectors``, row by row, after its bias.
 """
 
 import os
@@ -78,13 +78,15 @@ def hidden_layers(
     wide = weights + C * C
     last = wide + C * WIDE
     total = tl.broadcast_to(bias, [first.shape[0], OUTPUTS])
-    # A slice's sines do not wait for the product of the slice before: the two run on different units.
+    # A slice's sines do not wait for the product of the slice before: the two run on different units. The slice made in
+    # the last round is not used; leaving it out would take a second copy of the code, and registers for its weights.
     part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
-    for start in tl.range(SLICE, width, SLICE):
-        following = sine_layer(x, matrix(wide + start, C, SLICE, WIDE), vector(vectors + C + start, SLICE))
-        total = multiply_add(part, matrix(last + (start - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+    for start in tl.range(0, width, SLICE):
+        ahead = (start + SLICE) % WIDE
+        following = sine_layer(x, matrix(wide + ahead, C, SLICE, WIDE), vector(vectors + C + ahead, SLICE))
+        total = multiply_add(part, matrix(last + start * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
         part = following
-    return multiply_add(part, matrix(last + (WIDE - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+    return total
 
 
 @triton.jit
@@ -185,7 +187,9 @@ def implicit_kernel(
     first += tl.load(relative_x + x)[:, None] * vector(located_vectors + 3 * C, C)
     biases = located_vectors + 4 * C
     if SIF:
-        sif = hidden_layers(first, located_weights, biases, vector(biases + C + WIDE, C), wide, C, SLICE, dtype).to(dtype)
+        sif = hidden_layers(first, located_weights, biases, vector(biases + C + WIDE, C), wide, C, SLICE, dtype).to(
+            dtype
+        )
         tl.store(feature + out[:, None] * C + channels, sif, mask=exists[:, None])
         if TIF:
             first = bilinear(tif_map, pair * h * w, tl.load(positions_y + y), tl.load(positions_x + x), h, w, C)
@@ -210,9 +214,7 @@ def warp(pixel, flow, origin, step):
 
 
 @triton.jit
-def read_position(
-    flow, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr
-):
+def read_position(flow, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr):
     """Normalised coordinates (y, x) to which the flow, or without one the grid, points.
 
     flow: pointers to (x, y). AGAIN: read it from memory rather than keep what was read before.
@@ -278,7 +280,6 @@ def decode_kernel(
     FLOW: tl.constexpr,
     AGGREGATION: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    OUTPUT_PRODUCT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICE: tl.constexpr,
@@ -315,14 +316,10 @@ def decode_kernel(
 
     channel = tl.arange(0, PADDED)[None, :]
     rgb = tl.broadcast_to(vector(biases + C + 2 * WIDE, PADDED), [ROWS * COLUMNS, PADDED])
-    if OUTPUT_PRODUCT:
-        output = matrix(matrices + C * C + C * WIDE + WIDE * WIDE, WIDE, PADDED, PADDED)
-        rgb = multiply_add(last.to(dtype), output, rgb)
-    else:
-        rows_of_output = biases + C + 2 * WIDE + PADDED
-        for k in tl.static_range(3):
-            colour = tl.sum(last * vector(rows_of_output + k * WIDE, WIDE), 1)
-            rgb += tl.where(channel == k, colour[:, None], 0.0)
+    output = biases + C + 2 * WIDE + PADDED  # three outputs are too few for a matrix product
+    for k in tl.static_range(3):
+        colour = tl.sum(last * vector(output + k * WIDE, WIDE), 1)
+        rgb += tl.where(channel == k, colour[:, None], 0.0)
 
     if RESIDUAL:
         # Last, and from a flow read again, so that nothing of it takes registers from the network.
