@@ -124,7 +124,8 @@ class PackedSiren:
 
 def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
     located = network.local is not None and network.local.shape[1] == 2
-    matrices, vectors = [], [network.time, network.bias]
+    matrices: list[Tensor] = []
+    vectors = [network.time, network.bias]
     if network.local is not None:
         columns = network.local.T  # [inputs, 64]
         (vectors if located else matrices).append(columns)
@@ -211,7 +212,7 @@ class TritonKernels:
         box: Box,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        """As in ``Kernels``; for ``output=torch.uint8`` clamped to [0, 1], times 255, uint8 [B, T, height, width, 3]."""
+        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
         size = (region.height, region.width)
         shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
         out = times.new_empty(shape, dtype=output)

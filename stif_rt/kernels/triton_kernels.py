@@ -34,11 +34,12 @@ def sine(turns):
     """
     radians = (turns - ((turns + ROUND) - ROUND)) * TWO_PI
     if INTERPRETED:
-        return tl.sin(radians)
+        result = tl.sin(radians)
     else:
-        return tl.inline_asm_elementwise(
+        result = tl.inline_asm_elementwise(
             "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
         )
+    return result
 
 
 @triton.jit
@@ -70,8 +71,8 @@ def hidden_layers(
     """From the first layer's sum (in turns): sine layers 64-64-256, then a linear layer to OUTPUTS without a sine.
 
     first: float32 [M, 64]. weights: its matrices from the second on. vectors: its hidden biases from the second on.
-    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler: unrolled, the loop overflows the
-    instruction cache. Returns float32 [M, OUTPUTS].
+    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler, which else unrolls the loop
+    beyond the instruction cache. Returns float32 [M, OUTPUTS].
     """
     x = sine(first).to(dtype)
     x = sine_layer(x, matrix(weights, C, C, C), vector(vectors, C))
