@@ -3,27 +3,26 @@
 Triton reads its interpreter's switch when it is imported, so the interpreter runs in a process of its own.
 """
 
-import functools
 import importlib.util
 import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cases import VARIANTS
-from conftest import TINY, fill_model, functions
+from conftest import TINY, functions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import kernel_report
-from stif_rt.engines.pytorch import TorchEngine
 from stif_rt.kernels import triton
 from stif_rt.kernels.folded import TURNS, fold
 from stif_rt.kernels.interface import Box
 from stif_rt.model.config import Config
-from stif_rt.model.coordinates import make_geometry
+from stif_rt.model.coordinates import Geometry, make_geometry
 from stif_rt.model.stif import STIF
 
 CPU = torch.device("cpu")
@@ -210,14 +209,22 @@ def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
     weights = fold(functions(config), TURNS)
     whole = Box(0, 0, H, W)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
-        cuda = functools.partial(torch.Tensor.to, device="cuda")
+
+        def cuda(x):
+            return mode.from_tensor(x).to("cuda")
+
+        def on_cuda(axis):
+            tables = {name: cuda(getattr(axis, name)) for name in ("cells", "relative", "positions")}
+            return replace(axis, **tables)
+
         kernels = triton.TritonKernels(weights, dtype, triton.launches((8, 6), dtype))
-        for network in (kernels.sif, kernels.tif, kernels.decoder):
-            if network is not None:
-                object.__setattr__(network, "matrices", cuda(mode.from_tensor(network.matrices)))
-                object.__setattr__(network, "vectors", cuda(mode.from_tensor(network.vectors)))
-        kernels.projections = cuda(mode.from_tensor(kernels.projections))
-        features, frames, t = (cuda(mode.from_tensor(x)) for x in (features, frames, t))
+        for name in ("sif", "tif", "decoder"):
+            packed = getattr(kernels, name)
+            if packed is not None:
+                setattr(kernels, name, triton.PackedSiren(packed.matrices.to("cuda"), packed.vectors.to("cuda")))
+        kernels.projections = kernels.projections.to("cuda")
+        geometry = Geometry(on_cuda(geometry.vertical), on_cuda(geometry.horizontal))
+        features, frames, t = (cuda(x) for x in (features, frames, t))
         projections = kernels.project(features, frames)
         for maps in (*projections.sif, *projections.tif, *projections.decoder):
             assert (maps.shape, maps.dtype, maps.device.type) == ((1, h, w, 64), dtype, "cuda")
@@ -236,17 +243,10 @@ def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
 
 @compiling
 def test_encoder_on_cuda_gives_features_where_they_are_wanted():
-    model = fill_model(STIF(Config(**{**TINY, "recurrent": True})))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        encoder = mode.fake_tensor_converter  # parameters become fake as they move
-        assert encoder is not None
-        for module in model.encoder.modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[key] = torch.nn.Parameter(mode.from_tensor(parameter.detach()).to("cuda"))
-        engine = TorchEngine(model.encoder, torch.device("cuda"), torch.float16)
-        features = engine(mode.from_tensor(torch.zeros(1, 2, 3, 12, 16)).to("cuda"))
-    assert (features.shape, features.dtype, features.device.type) == ((1, 3, 64, 12, 16), torch.float16, "cuda")
+    with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
+        encoder = STIF(Config(**{**TINY, "recurrent": True})).encoder
+        features = encoder(torch.zeros(1, 2, 3, 12, 16))
+    assert (features.shape, features.device.type) == ((1, 3, 64, 12, 16), "cuda")
 
 
 def test_what_cannot_run_is_said():
