@@ -1,5 +1,6 @@
 """Load a model once, encode a pair of frames, render the picture between them at any time and size."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stif_rt.engines import Engine, make_engine
+from stif_rt.graphs import FrameGraphs
 from stif_rt.kernels import make_kernels, native
 from stif_rt.kernels.interface import Box, Kernels, Projections
 from stif_rt.model.checkpoints import load_model
@@ -56,6 +58,7 @@ class Runtime:
         device: torch.device,
         dtype: torch.dtype,
         max_memory: int,
+        use_graph: bool = False,
     ) -> None:
         self.config = config
         self.device = device
@@ -65,6 +68,7 @@ class Runtime:
         self._kernels = kernels
         self._pair: _Pair | None = None
         self._margin = 0  # output pixels beyond a piece that its flow was last seen to read
+        self._graphs = FrameGraphs(kernels) if use_graph else None
 
     @classmethod
     def load(
@@ -76,20 +80,28 @@ class Runtime:
         kernels: str = "auto",
         encoder: str = "auto",
         max_memory: int = 1 << 30,
+        use_graph: bool = False,
     ) -> "Runtime":
         """A runtime with the given weights.
 
         weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones. device: ``auto`` (a GPU if
         there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: what
         the device is fastest with, float16 on GPUs, bfloat16 on CPUs that have units for it, else float32. kernels,
-        encoder: names that ``stif-rt info`` lists, or ``auto``.
+        encoder: names that ``stif-rt info`` lists, or ``auto``. use_graph: replay whole frames that fit ``max_memory``
+        as a CUDA graph: less work for the host, at the price of one copy of the pair's maps and of the picture.
 
         Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
         RuntimeError, with the reason, for a device or backend that cannot run here.
         """
         model = load_model(bundled_weights() if weights is None else Path(weights))
         return cls.from_model(
-            model, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=max_memory
+            model,
+            device=device,
+            dtype=dtype,
+            kernels=kernels,
+            encoder=encoder,
+            max_memory=max_memory,
+            use_graph=use_graph,
         )
 
     @classmethod
@@ -102,6 +114,7 @@ class Runtime:
         kernels: str = "auto",
         encoder: str = "auto",
         max_memory: int = 1 << 30,
+        use_graph: bool = False,
     ) -> "Runtime":
         """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
         if dtype not in ("auto", *DTYPES):
@@ -110,6 +123,8 @@ class Runtime:
             raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
         place = choose_device(device)
         precision = choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
+        if use_graph and place.type != "cuda":
+            raise ValueError(f"use_graph needs a CUDA GPU, and the device is {place.type!r}")
         return cls(
             model.config,
             make_engine(encoder, model.encoder, place, precision),
@@ -117,6 +132,7 @@ class Runtime:
             place,
             precision,
             max_memory,
+            use_graph,
         )
 
     @torch.inference_mode()
@@ -135,7 +151,8 @@ class Runtime:
         h, w = frames.shape[-2:]
         padded = F.pad(frames.flatten(0, 1), (0, -w % 4, 0, -h % 4), mode="replicate")[None]
         features = self._engine(padded)[..., :h, :w]  # cropped again, so that coordinates are those of the frames
-        self._pair = _Pair(self._kernels.project(features, frames), (h, w))
+        projections = self._kernels.project(features, frames)
+        self._pair = _Pair(projections if self._graphs is None else self._graphs.take(projections), (h, w))
 
     @torch.inference_mode()
     def render(
@@ -163,7 +180,11 @@ class Runtime:
         times, several, geometry, box = self._request(t, scale, size, region)
         rgb = torch.empty(len(times), 3, box.height, box.width, device=self.device)
         for index in range(len(times)):
-            self._render(rgb[index], times[None, index : index + 1], geometry, box, box)
+            time = times[None, index : index + 1]
+            if self._graphs and box == Box(0, 0, *geometry.outputs) and box.pixels <= self._affordable_pixels():
+                rgb[index] = self._graphs.render(time, geometry)
+            else:
+                self._render(rgb[index], time, geometry, box, box)
         if output == "uint8":
             result = (rgb.clamp_(0, 1) * 255).round_().byte().movedim(1, -1)
         else:
@@ -197,7 +218,7 @@ class Runtime:
         if self._pair is None:
             raise RuntimeError("there is nothing to render yet: call encode(frame0, frame1) first")
         given = torch.as_tensor(t, dtype=torch.float32)
-        times = given.reshape(-1).to(self.device)
+        times = given.reshape(-1)  # checked where it is, so that the host does not wait for the GPU
         if given.ndim > 1 or not len(times):
             raise ValueError(f"t must be a number or a sequence of at least one, not of shape {list(given.shape)}")
         outside = times[~((times >= 0) & (times <= 1))]
@@ -210,7 +231,8 @@ class Runtime:
             box = Box(*_integers(region, 4, "region (y, x, height, width)"))
             if box.height < 1 or box.width < 1 or not Box(0, 0, H, W).contains(box):
                 raise ValueError(f"region (y, x, height, width) {tuple(region)} does not lie in the {H}x{W} picture")
-        return times, given.ndim > 0, make_geometry(self.config, self._pair.size, (H, W)).to(self.device), box
+        geometry = _geometry(self.config, self._pair.size, (H, W), self.device)
+        return times.to(self.device), given.ndim > 0, geometry, box
 
     def _affordable_pixels(self) -> int:
         """Output pixels whose spatial feature and flow fit the memory budget; never less than a small piece."""
@@ -244,6 +266,11 @@ class Runtime:
         top, left = region.top - whole.top, region.left - whole.left
         decoded = self._kernels.decode(self._pair.projections, feature, flow, times, geometry, region, box)
         rgb[:, top : top + region.height, left : left + region.width] = decoded[0, 0]
+
+
+@functools.lru_cache(maxsize=8)
+def _geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int], device: torch.device) -> Geometry:
+    return make_geometry(config, inputs, outputs).to(device)
 
 
 def bundled_weights() -> Path:

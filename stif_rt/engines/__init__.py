@@ -9,11 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stif_rt.engines.compiled import CompiledEngine
 from stif_rt.engines.pytorch import TorchEngine
 from stif_rt.model.encoder import Encoder
 
-ENGINES = ("torch",)
-"""By preference."""
+ENGINES = ("compiled", "torch")
+"""``auto`` takes ``compiled`` on a GPU and ``torch`` elsewhere."""
 
 
 class Engine(Protocol):
@@ -26,4 +27,6 @@ def make_engine(name: str, encoder: Encoder, device: torch.device, dtype: torch.
     """The engine of that name, or the preferred one for ``auto``. Raises ValueError for an unknown name."""
     if name not in ("auto", *ENGINES):
         raise ValueError(f"unknown encoder engine {name!r}; there are: auto, {', '.join(ENGINES)}")
+    if name == "compiled" or (name == "auto" and device.type == "cuda"):
+        return CompiledEngine(encoder, device, dtype)
     return TorchEngine(encoder, device, dtype)

@@ -106,7 +106,7 @@ def check(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor 
     """Raises ValueError where shapes or dtypes do not fit together."""
     B, C, h, w = x.shape
     groups = mask.shape[1] // TAPS
-    shapes = {
+    shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "offset": (offset, (B, groups * 2 * TAPS, h, w)),
         "mask": (mask, (B, groups * TAPS, h, w)),
         "weight": (weight, (weight.shape[0], C, 3, 3)),

@@ -57,19 +57,25 @@ class Launches:
     decode: Launch
 
 
+# A program of 64 pixels holds the 256-wide layer's 64 x 256 sums in registers, 128 a thread with 4 warps, and hands its
+# rows from product to product without leaving a warp. What is measured is the assembler's report (kernel_report).
+PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in registers: 16 pixels are what fits
+AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
+HOPPER = Launch(8, 8, 32, 8, 2, registers=128)  # two warp groups share the sums: 2 blocks, so 16 warps hide latency
+BLACKWELL = Launch(8, 8, 32, 8, 2)  # sums lie in tensor memory, of which the decoder takes all
+
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
-        (75, True): Launches(Launch(4, 8, 16, 8, 1), Launch(4, 8, 16, 8, 1)),
-        (80, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2)),
-        (90, True): Launches(Launch(8, 8, 32, 8, 2), Launch(8, 8, 32, 8, 2, registers=128)),
-        (100, True): Launches(Launch(8, 16, 32, 8, 2), Launch(8, 16, 32, 8, 2)),
-        (120, True): Launches(Launch(8, 8, 32, 4, 2), Launch(8, 8, 32, 4, 2)),
-        (75, False): Launches(Launch(4, 8, 16, 8, 1), Launch(4, 8, 16, 8, 1)),
+        (75, True): Launches(PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
+        (80, True): Launches(AMPERE, AMPERE),
+        (90, True): Launches(HOPPER, HOPPER),
+        (100, True): Launches(BLACKWELL, BLACKWELL),
+        (120, True): Launches(AMPERE, AMPERE),  # the same matrix instructions
+        (75, False): Launches(PLAIN, PLAIN),
     }
 )
-"""By compute capability, of the first GPU that a line is meant for, and whether operands have 16 bits."""
-
-INTERPRETED = Launches(Launch(16, 32, 32, 4, 1), Launch(16, 32, 32, 4, 1))
+"""By the first compute capability that a line is meant for, and whether operands have 16 bits."""
+INTERPRETED = Launches(Launch(32, 64, 64, 4, 1), Launch(32, 64, 64, 4, 1))
 """For Triton's interpreter, whose cost is per program."""
 
 
@@ -118,7 +124,8 @@ class PackedSiren:
 
 def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
     located = network.local is not None and network.local.shape[1] == 2
-    matrices, vectors = [], [network.time, network.bias]
+    matrices: list[Tensor] = []
+    vectors = [network.time, network.bias]
     if network.local is not None:
         columns = network.local.T  # [inputs, 64]
         (vectors if located else matrices).append(columns)
@@ -126,13 +133,12 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
         matrices.append(weight.T)
         vectors.append(bias)
     weight, bias = network.output
-    if len(weight) == 3:  # RGB: summed up in float32
+    empty = -len(weight) % PADDED
+    vectors.append(F.pad(bias, (0, empty)))
+    if len(weight) == 3:
         vectors.append(weight)
     else:
-        empty = -len(weight) % PADDED
         matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
-        bias = F.pad(bias, (0, empty))
-    vectors.append(bias)
     return PackedSiren(
         torch.cat([matrix.reshape(-1) for matrix in matrices]).to(dtype),
         torch.cat([vector.reshape(-1) for vector in vectors]),
@@ -206,7 +212,7 @@ class TritonKernels:
         box: Box,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        """As in ``Kernels``; for ``output=torch.uint8`` clamped to [0, 1], times 255, uint8 [B, T, height, width, 3]."""
+        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
         size = (region.height, region.width)
         shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
         out = times.new_empty(shape, dtype=output)

@@ -6,7 +6,8 @@ in the maps' dtype and accumulate in float32 (never tf32); positions, flow, bias
 
 Layout of a network's parameters, which ``stif_rt.kernels.triton.pack`` writes: ``weights`` holds its matrices
 [inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's column for the time,
-its bias, its two columns for the relative position where it has them, the hidden biases, and the output's bias.
+its bias, its two columns for the relative position where it has them, the hidden biases, and the output's bias. The
+last layer of few outputs is padded to PADDED; the decoder's is in ``vectors``, row by row, after its bias.
 """
 
 import os
@@ -33,10 +34,12 @@ def sine(turns):
     """
     radians = (turns - ((turns + ROUND) - ROUND)) * TWO_PI
     if INTERPRETED:
-        return tl.sin(radians)
-    return tl.inline_asm_elementwise(
-        "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
-    )
+        result = tl.sin(radians)
+    else:
+        result = tl.inline_asm_elementwise(
+            "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return result
 
 
 @triton.jit
@@ -68,21 +71,23 @@ def hidden_layers(
     """From the first layer's sum (in turns): sine layers 64-64-256, then a linear layer to OUTPUTS without a sine.
 
     first: float32 [M, 64]. weights: its matrices from the second on. vectors: its hidden biases from the second on.
-    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler: unrolled, the loop overflows the
-    instruction cache. Returns float32 [M, OUTPUTS].
+    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler, which else unrolls the loop
+    beyond the instruction cache. Returns float32 [M, OUTPUTS].
     """
     x = sine(first).to(dtype)
     x = sine_layer(x, matrix(weights, C, C, C), vector(vectors, C))
     wide = weights + C * C
     last = wide + C * WIDE
     total = tl.broadcast_to(bias, [first.shape[0], OUTPUTS])
-    # A slice's sines do not wait for the product of the slice before: the two run on different units.
+    # A slice's sines do not wait for the product of the slice before: the two run on different units. The slice made in
+    # the last round is not used; leaving it out would take a second copy of the code, and registers for its weights.
     part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
-    for start in tl.range(SLICE, width, SLICE):
-        following = sine_layer(x, matrix(wide + start, C, SLICE, WIDE), vector(vectors + C + start, SLICE))
-        total = multiply_add(part, matrix(last + (start - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+    for start in tl.range(0, width, SLICE):
+        ahead = (start + SLICE) % WIDE
+        following = sine_layer(x, matrix(wide + ahead, C, SLICE, WIDE), vector(vectors + C + ahead, SLICE))
+        total = multiply_add(part, matrix(last + start * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
         part = following
-    return multiply_add(part, matrix(last + (WIDE - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+    return total
 
 
 @triton.jit
@@ -210,20 +215,31 @@ def warp(pixel, flow, origin, step):
 
 
 @triton.jit
+def read_position(flow, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr):
+    """Normalised coordinates (y, x) to which the flow, or without one the grid, points.
+
+    flow: pointers to (x, y). AGAIN: read it from memory rather than keep what was read before.
+    """
+    u, v = 0.0, 0.0
+    if FLOW:
+        u, v = tl.load(flow, volatile=AGAIN), tl.load(flow + 1, volatile=AGAIN)
+    return warp(row, v, origin_y, step_y), warp(column, u, origin_x, step_x)
+
+
+@triton.jit
 def to_pixels(coordinate, size):
     return ((coordinate + 1) * size - 1) / 2
 
 
 @triton.jit
-def bilinear_colour(frames, first, y, x, h, w, channel: tl.constexpr):
-    """One channel of a frame [h, w, 3], bilinear with the border repeated; first: int64, of the frame. float32 [M]."""
+def bilinear_colour(image, y, x, h, w):
+    """One channel of a frame [h, w, 3], bilinear with the border repeated. float32 [M]."""
     row, down = split_position(tl.minimum(tl.maximum(y, 0.0), h - 1.0))
     column, right = split_position(tl.minimum(tl.maximum(x, 0.0), w - 1.0))
     top, bottom = tl.maximum(row, 0) * w, tl.minimum(row + 1, h - 1) * w
     left, beyond = tl.maximum(column, 0), tl.minimum(column + 1, w - 1)
-    colours = frames + first + channel
-    upper = tl.load(colours + (top + left) * 3) * (1 - right) + tl.load(colours + (top + beyond) * 3) * right
-    lower = tl.load(colours + (bottom + left) * 3) * (1 - right) + tl.load(colours + (bottom + beyond) * 3) * right
+    upper = tl.load(image + (top + left) * 3) * (1 - right) + tl.load(image + (top + beyond) * 3) * right
+    lower = tl.load(image + (bottom + left) * 3) * (1 - right) + tl.load(image + (bottom + beyond) * 3) * right
     return upper * (1 - down) + lower * down
 
 
@@ -283,47 +299,46 @@ def decode_kernel(
     pixel = (frame * height + row) * width + column  # int64
 
     first = tl.broadcast_to(vector(vectors, C) * t + vector(vectors + C, C), [ROWS * COLUMNS, C])
-    red = tl.zeros([ROWS * COLUMNS], tl.float32)
-    green = tl.zeros([ROWS * COLUMNS], tl.float32)
-    blue = tl.zeros([ROWS * COLUMNS], tl.float32)
     for k in tl.static_range(2):
-        u, v = 0.0, 0.0
-        if FLOW:
-            u, v = tl.load(flow + pixel * 4 + 2 * k), tl.load(flow + pixel * 4 + 2 * k + 1)
-        y = warp(row + top, v, origin_y, step_y)
-        x = warp(column + left, u, origin_x, step_x)
+        place = flow + pixel * 4 + 2 * k
+        y, x = read_position(place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
         if FEATURE:
             rows, columns = to_pixels(y, H) - box_top, to_pixels(x, W) - box_left
             sample = bilinear(feature, frame * box_height * box_width, rows, columns, box_height, box_width, C)
             first = multiply_add(sample.to(dtype), matrix(weights + k * C * C, C, C, C), first)
-        rows, columns = to_pixels(y, h), to_pixels(x, w)
         if AGGREGATION:
-            first += bilinear(decoder_map1 if k else decoder_map0, pair * h * w, rows, columns, h, w, C)
-        if RESIDUAL:
-            share = t if k else 1 - t
-            start = (pair * 2 + k) * h * w * 3
-            red += share * bilinear_colour(frames, start, rows, columns, h, w, 0)
-            green += share * bilinear_colour(frames, start, rows, columns, h, w, 1)
-            blue += share * bilinear_colour(frames, start, rows, columns, h, w, 2)
+            maps = decoder_map1 if k else decoder_map0
+            first += bilinear(maps, pair * h * w, to_pixels(y, h), to_pixels(x, w), h, w, C)
 
     matrices = weights + (2 * C * C if FEATURE else 0)
     biases = vectors + 2 * C
-    last = sine(hidden_layers(first, matrices, biases, vector(biases + C + WIDE, WIDE), wide, WIDE, SLICE, dtype))
-    # Three outputs are too few for a matrix product.
-    output = vectors + 2 * C + C + 2 * WIDE
-    red += tl.sum(last * vector(output, WIDE), 1) + tl.load(output + 3 * WIDE)
-    green += tl.sum(last * vector(output + WIDE, WIDE), 1) + tl.load(output + 3 * WIDE + 1)
-    blue += tl.sum(last * vector(output + 2 * WIDE, WIDE), 1) + tl.load(output + 3 * WIDE + 2)
-    store_colour(out, frame, pixel, exists, red, 0, height, width)
-    store_colour(out, frame, pixel, exists, green, 1, height, width)
-    store_colour(out, frame, pixel, exists, blue, 2, height, width)
+    bias = vector(biases + C + WIDE, WIDE)
+    last = sine(hidden_layers(first, matrices, biases, bias, wide, WIDE, SLICE, dtype))
 
+    channel = tl.arange(0, PADDED)[None, :]
+    rgb = tl.broadcast_to(vector(biases + C + 2 * WIDE, PADDED), [ROWS * COLUMNS, PADDED])
+    output = biases + C + 2 * WIDE + PADDED  # three outputs are too few for a matrix product
+    for k in tl.static_range(3):
+        colour = tl.sum(last * vector(output + k * WIDE, WIDE), 1)
+        rgb += tl.where(channel == k, colour[:, None], 0.0)
 
-@triton.jit
-def store_colour(out, frame, pixel, exists, value, channel: tl.constexpr, height, width):
+    if RESIDUAL:
+        # Last, and from a flow read again, so that nothing of it takes registers from the network.
+        for k in tl.static_range(2):
+            place = flow + pixel * 4 + 2 * k
+            y, x = read_position(place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
+            rows, columns = to_pixels(y, h), to_pixels(x, w)
+            image = frames + (pair * 2 + k) * h * w * 3
+            share = t if k else 1 - t
+            for n in tl.static_range(3):
+                colour = share * bilinear_colour(image + n, rows, columns, h, w)
+                rgb += tl.where(channel == n, colour[:, None], 0.0)
+
+    wanted = exists[:, None] & (channel < 3)
     if out.dtype.element_ty == tl.uint8:
-        value = tl.where(value > 0, tl.minimum(value, 1.0), 0.0) * 255 + ROUND
-        tl.store(out + pixel * 3 + channel, (value.to(tl.int32, bitcast=True) - ROUND_BITS).to(tl.uint8), mask=exists)
+        level = tl.where(rgb > 0, tl.minimum(rgb, 1.0), 0.0) * 255 + ROUND
+        level = (level.to(tl.int32, bitcast=True) - ROUND_BITS).to(tl.uint8)
+        tl.store(out + pixel[:, None] * 3 + channel, level, mask=wanted)
     else:
-        plane = frame * height * width
-        tl.store(out + (pixel + 2 * plane + channel * (height * width)), value, mask=exists)
+        plane = height * width
+        tl.store(out + (pixel + 2 * frame * plane)[:, None] + channel * plane, rgb, mask=wanted)

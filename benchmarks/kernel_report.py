@@ -1,0 +1,343 @@
+"""What the GPU kernels become for each generation of GPUs, and how long a frame takes by that: no GPU is needed.
+
+``python -m benchmarks.kernel_report`` compiles the two passes and the deformable convolution, disassembles them, and
+prints registers, shared memory, resident warps and instructions. The time is a roofline from the instructions that one
+720p frame executes: each unit's work over its published rate, of which the largest counts. It knows no waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stif_rt.kernels.triton import WIDE, Launch, launches
+
+FRAME = (720, 1280)
+DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}
+KERNELS = ("implicit_kernel", "decode_kernel")
+MULTIPLY_ADDS = {"implicit_kernel": 65_536, "decode_kernel": 94_208}
+"""Per output pixel, in matrix products: TIF's four outputs padded to 16, the decoder's three left to FMA."""
+SINES = {"implicit_kernel": 768, "decode_kernel": 640}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Published rates. clock: GHz, boost. tensor: dense TFLOP/s of 16-bit operands summed up in float32.
+
+    fp32: lanes per multiprocessor. memory: GB/s.
+    """
+
+    name: str
+    capability: int
+    multiprocessors: int
+    clock: float
+    tensor: float
+    fp32: int
+    memory: float
+
+
+GPUS = (
+    Gpu("T4", 75, 40, 1.59, 65, 64, 320),
+    Gpu("A100", 80, 108, 1.41, 312, 64, 1555),
+    Gpu("RTX 3090", 86, 82, 1.695, 71, 128, 936),
+    Gpu("RTX 4090", 89, 128, 2.52, 165, 128, 1008),
+    Gpu("H100", 90, 132, 1.83, 989, 128, 3350),
+    Gpu("RTX 5090", 120, 170, 2.41, 209, 128, 1792),
+    Gpu("B200", 100, 148, 1.85, 2250, 128, 8000),
+)
+
+SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""Shared memory that a block can have, KiB, by compute capability."""
+WARPS = {75: 32, 80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}
+"""Warps that a multiprocessor can hold."""
+REGISTERS = 65536
+TENSOR_MEMORY = 512
+"""Columns of a multiprocessor's tensor memory (compute capability 10.0)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compiled kernel. counts: instructions that a warp executes, by opcode; the others are of a block."""
+
+    kernel: str
+    capability: int
+    dtype: str
+    registers: int
+    stack: int
+    shared: int
+    threads: int
+    tensor_memory: int
+    instructions: int
+    code: int
+    counts: Counter[str]
+    opcodes: frozenset[str]
+    bytes_moved: float
+    pixels: int
+
+    @property
+    def resident_warps(self) -> int:
+        """Warps that a multiprocessor holds at once."""
+        per_block = self.threads // 32
+        per_warp = -(-self.registers * 32 // 256) * 256
+        blocks = [WARPS[self.capability] // per_block, REGISTERS // per_warp // per_block]
+        blocks.append((SHARED[self.capability] + 1) * 1024 // (self.shared + 1024))
+        if self.tensor_memory:
+            blocks.append(TENSOR_MEMORY // self.tensor_memory)
+        return min(blocks) * per_block
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of matrix instructions, per pixel, so with what is done twice; 0 where their size is not in the opcode."""
+        total = 0
+        for opcode, count in self.counts.items():
+            if match := re.match(r"HMMA\.(\d{4,5})\.", opcode):
+                shape = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16}[match[1]]
+                total += shape * count * self.threads // 32
+            elif match := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", opcode):
+                total += int(match[1]) * int(match[2]) * int(match[3]) * count * self.threads // 128
+        return total // self.pixels
+
+    def count(self, *names: str) -> int:
+        return sum(count for opcode, count in self.counts.items() if opcode.split(".")[0] in names)
+
+
+def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[Any, Any]]:
+    """Types and alignments of a kernel's arguments, as a launch would find them."""
+    types, attributes = {}, {}
+    integers = ("cells_y", "cells_x")
+    half = ("located_map", "tif_map", "located_weights", "tif_weights", "feature", "decoder_map0", "decoder_map1")
+    for index, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in constants:
+            types[name] = "constexpr"
+        elif parameter.do_not_specialize:
+            types[name] = "i32"
+        elif name.startswith(("origin", "step")):
+            types[name] = "fp32"
+        else:
+            types[name] = "*i64" if name in integers else f"*{dtype}" if name in (*half, "weights") else "*fp32"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return types, attributes
+
+
+def compile_triton(kernel: str, capability: int, dtype: str, launch: Launch | None = None) -> Report:
+    """Compiles one pass for a GPU; the decoder with the residual, the larger form."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from stif_rt.kernels import triton_kernels
+
+    torch_dtype, name = DTYPES[dtype]
+    if launch is None:
+        chosen = launches(divmod(capability, 10), torch_dtype)
+        launch = chosen.implicit if kernel == "implicit_kernel" else chosen.decode
+    flags = ("SIF", "TIF") if kernel == "implicit_kernel" else ("FEATURE", "FLOW", "AGGREGATION", "RESIDUAL")
+    constants = {**dict.fromkeys(flags, True), **launch.constants}
+    function = getattr(triton_kernels, kernel)
+    types, attributes = signature(function, name, constants)
+    source = ASTSource(function, types, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    return analyse(
+        compiled.asm["cubin"],
+        kernel=kernel,
+        capability=capability,
+        dtype=dtype,
+        shared=compiled.metadata.shared,
+        threads=32 * launch.warps,
+        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
+        pixels=launch.rows * launch.columns,
+        trips=WIDE // launch.part,
+    )
+
+
+def compile_deform_conv(capability: int, dtype: str) -> Report:
+    """Compiles the deformable convolution for a GPU; the loop over taps and channels for 64 channels."""
+    from stif_rt.kernels.deform_conv import PIXELS, THREADS, compile_kernel
+
+    code = compile_kernel(f"sm_{capability}")
+    return analyse(
+        code,
+        kernel=f"deform_conv_{dtype}",
+        capability=capability,
+        dtype=dtype,
+        shared=0,
+        threads=THREADS,
+        tensor_memory=0,
+        pixels=PIXELS,
+        trips=1,
+    )
+
+
+def tool(name: str, *arguments: str) -> str:
+    """Output of one of the CUDA tools that come with Triton."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return subprocess.run([folder / name, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def analyse(cubin: bytes, *, kernel: str, shared: int, trips: int, **known: Any) -> Report:
+    """Resources and instructions of one kernel in a cubin. trips: how often each of its loops runs."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = tool("cuobjdump", "-res-usage", file.name)
+        listing = tool("cuobjdump", "-sass", "-fun", kernel, file.name)
+    found = re.search(rf"Function {kernel}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert found, usage
+    registers, stack, static, local = map(int, found.groups())
+    lines = [
+        (int(address, 16), opcode, rest)
+        for address, opcode, rest in re.findall(
+            r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);", listing
+        )
+    ]
+    # A loop branches back over sines. What follows the end, and short loops, wait for an event: once is enough.
+    end = next(address for address, opcode, _ in lines if opcode == "EXIT" and address > lines[-1][0] // 4)
+    sines = [address for address, opcode, _ in lines if opcode == "MUFU.SIN"]
+    loops = []
+    for address, opcode, rest in lines:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if opcode.startswith("BRA") and target and address < end:
+            start = int(target[1], 16)
+            if any(start <= sine < address for sine in sines):
+                loops.append((start, address))
+    counts: Counter[str] = Counter()
+    moved = 0.0
+    for address, opcode, _ in lines:
+        times = 1
+        for start, end in loops:
+            times *= trips if start <= address <= end else 1
+        counts[opcode] += times
+        moved += times * bytes_of(opcode)
+    return Report(
+        kernel=kernel,
+        registers=registers,
+        stack=stack + local,
+        shared=max(shared, static),
+        instructions=sum(counts.values()),
+        code=len(lines) * 16,
+        counts=counts,
+        opcodes=frozenset(opcode.split(".")[0] for opcode in counts),
+        bytes_moved=moved,
+        **known,
+    )
+
+
+def bytes_of(opcode: str) -> int:
+    """Bytes that a warp's memory instruction moves through the load/store unit."""
+    name, *modifiers = opcode.split(".")
+    if name in ("LDSM", "STSM"):
+        return 128 * int(modifiers[-1]) if modifiers[-1] in "124" else 128
+    if name not in ("LDG", "STG", "LDS", "STS", "LDGSTS", "LDL", "STL"):
+        return 0
+    sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return 32 * next((sizes[m] for m in modifiers if m in sizes), 4)
+
+
+def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dict[str, float]:
+    """Milliseconds that each unit needs for a frame."""
+    warps = pixels / report.pixels * report.threads / 32
+    per_ms = gpu.multiprocessors * gpu.clock * 1e6  # clocks of all multiprocessors in a millisecond
+    matrix = 2 * max(report.multiply_adds, MULTIPLY_ADDS[report.kernel]) * pixels
+    tensor = bool(report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"})
+    # weights and gathered maps come from the second-level cache, what is streamed also from memory
+    streamed = {"implicit_kernel": 64 * 2 + 16, "decode_kernel": 64 * 2 + 16 + 12}[report.kernel]
+    fp32 = report.count("FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2")
+    special = report.count("MUFU", "F2I", "I2F", "FRND", "F2F", "I2FP", "F2IP")
+    whole = report.count(
+        "IMAD", "IADD3", "LOP3", "SHF", "ISETP", "SEL", "FSETP", "FSEL", "PRMT", "F2FP", "LEA", "VIADD"
+    )
+    return {
+        "matrix": matrix / gpu.tensor / 1e9 if tensor else 0.0,
+        "special function": special * warps * 32 / 16 / per_ms,
+        "float32": fp32 * warps * 32 / gpu.fp32 / per_ms,
+        "integer": whole * warps * 32 / 64 / per_ms,
+        "issue": report.instructions * warps / 4 / per_ms,
+        "load/store": report.bytes_moved * warps / 128 / per_ms,
+        "memory": streamed * pixels / gpu.memory / 1e6,
+    }
+
+
+def build(job: tuple[str, int, str]) -> Report:
+    kernel, capability, dtype = job
+    if kernel == "deform_conv":
+        return compile_deform_conv(capability, dtype)
+    return compile_triton(kernel, capability, dtype)
+
+
+def jobs(dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[tuple[str, int, str]]:
+    """Every kernel for every generation, where the generation has the dtype."""
+    return [
+        (kernel, capability, dtype)
+        for capability in SHARED
+        for dtype in dtypes
+        for kernel in (*KERNELS, "deform_conv")
+        if not (kernel != "deform_conv" and dtype == "bfloat16" and capability < 80)
+    ]
+
+
+def build_all(wanted: list[tuple[str, int, str]], processes: int = 2) -> dict[tuple[str, int, str], Report]:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return dict(zip(wanted, pool.map(build, wanted), strict=True))
+
+
+COLUMNS = ("registers", "warps", "shared", "stack", "code", "matrix", "sine", "fp32", "gather", "all")
+
+
+def print_reports(reports: dict[tuple[str, int, str], Report]) -> None:
+    print(f"{'kernel':24}{'sm':>4}" + "".join(f"{name:>10}" for name in COLUMNS))
+    for report in reports.values():
+        values = (
+            report.registers,
+            report.resident_warps,
+            f"{report.shared / 1024:.1f} KiB",
+            report.stack,
+            f"{report.code / 1024:.0f} KiB",
+            report.count("HMMA", "HGMMA", "UTCHMMA"),
+            report.count("MUFU"),
+            report.count("FFMA", "FADD", "FMUL"),
+            report.count("LDG"),
+            report.instructions,
+        )
+        name = report.kernel if report.kernel.startswith("deform") else f"{report.kernel[:-7]}_{report.dtype}"
+        print(f"{name:24}{report.capability:>4}" + "".join(f"{value:>10}" for value in values))
+
+
+def print_roofline(reports: dict[tuple[str, int, str], Report], dtype: str) -> None:
+    print(
+        f"\nOne frame of {FRAME[1]}x{FRAME[0]}, {dtype}: milliseconds that the limiting unit needs, from instructions"
+    )
+    for gpu in GPUS:
+        passes = [roofline(reports[kernel, gpu.capability, dtype], gpu) for kernel in KERNELS]
+        parts = [f"{(unit := max(p, key=p.__getitem__))} {p[unit]:.2f}" for p in passes]
+        total = sum(max(p.values()) for p in passes)
+        print(f"{gpu.name:10} {total:6.2f} ms   pass 1: {parts[0]:24} pass 2: {parts[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="default: all")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    dtypes = tuple(options.dtype or DTYPES)
+    reports = build_all(jobs(dtypes), options.processes)
+    print_reports(reports)
+    for dtype in dtypes:
+        if dtype != "bfloat16":
+            print_roofline(reports, dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The Triton backend without a GPU: interpreted, compiled for every generation of GPUs, and launched on fake tensors.
+
+Triton reads its interpreter's switch when it is imported, so the interpreter runs in a process of its own.
+"""
+
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cases import VARIANTS
+from conftest import TINY, functions
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import kernel_report
+from stif_rt.kernels import triton
+from stif_rt.kernels.folded import TURNS, fold
+from stif_rt.kernels.interface import Box
+from stif_rt.model.config import Config
+from stif_rt.model.coordinates import Geometry, make_geometry
+from stif_rt.model.stif import STIF
+
+CPU = torch.device("cpu")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+interpreted = pytest.mark.skipif(not triton.interpreted(), reason="runs under the interpreter, in its own process")
+compiling = pytest.mark.skipif(triton.interpreted(), reason="the interpreter does not compile")
+HERE = Path(__file__).parent
+
+
+@needs_triton
+@compiling
+def test_interpreter_agrees_with_the_model():
+    """``test_kernels.py`` with Triton's kernels, and the tests below that are marked ``interpreted``."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
+    tests = [str(HERE / name) for name in ("test_kernels.py", "test_triton.py")]
+    found = subprocess.run([*command, *tests], cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-6000:]
+    assert " passed" in found.stdout
+
+
+def inputs(config: Config, size: tuple[int, int], outputs: tuple[int, int], times: int = 1):
+    torch.manual_seed(0)
+    features, frames = torch.rand(1, 3, 64, *size) - 0.5, torch.rand(1, 2, 3, *size)
+    return features, frames, torch.linspace(0, 1, times + 2)[None, 1:-1], make_geometry(config, size, outputs)
+
+
+@interpreted
+@pytest.mark.parametrize("capability", [(8, 6), (7, 5)], ids=["64 pixels", "16 pixels"])
+def test_launch_configurations_do_not_change_the_result(capability):
+    config, whole = Config(grid="centres", residual=True), Box(0, 0, 13, 19)
+    features, frames, times, geometry = inputs(config, (6, 8), (13, 19))
+    pictures = []
+    for chosen in (
+        triton.INTERPRETED,
+        triton.launches(capability, torch.float32 if capability < (8, 0) else torch.half),
+    ):
+        kernels = triton.TritonKernels(fold(functions(config), TURNS), torch.float32, chosen)
+        with torch.inference_mode():
+            projections = kernels.project(features, frames)
+            feature, flow = kernels.implicit(projections, times, geometry, whole)
+            pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
+    torch.testing.assert_close(pictures[1], pictures[0], atol=1e-5, rtol=0)
+
+
+@interpreted
+def test_uint8_is_the_rounded_picture():
+    config, whole = Config(grid="centres", residual=True), Box(0, 0, 13, 19)
+    features, frames, times, geometry = inputs(config, (6, 8), (13, 19), times=2)
+    kernels = triton.build(functions(config), CPU, torch.float32)
+    with torch.inference_mode():
+        projections = kernels.project(features, 3 * frames - 1)  # beyond [0, 1] on both sides
+        feature, flow = kernels.implicit(projections, times, geometry, whole)
+        rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        found = kernels.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
+    expected = (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1)
+    assert {0, 255} <= set(expected.flatten().tolist())
+    assert torch.equal(found, expected)
+
+
+@interpreted
+def test_sine_is_exact_for_large_arguments():
+    import triton as language
+    import triton.language as tl
+
+    from stif_rt.kernels.triton_kernels import sine
+
+    @language.jit
+    def apply(turns, out, SIZE: tl.constexpr):
+        place = tl.arange(0, SIZE)
+        tl.store(out + place, sine(tl.load(turns + place)))
+
+    turns = torch.linspace(-40, 40, 4096)
+    found = torch.empty_like(turns)
+    apply[(1,)](turns, found, SIZE=4096)
+    exact = torch.sin(2 * torch.pi * turns.double())
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=0)
+
+
+# Compiled, for every generation
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return kernel_report.build_all(kernel_report.jobs())
+
+
+def name(job) -> str:
+    return "-".join(map(str, job))
+
+
+ALL = pytest.mark.parametrize("job", kernel_report.jobs(), ids=name)
+PASSES = pytest.mark.parametrize("job", [j for j in kernel_report.jobs() if j[0] != "deform_conv"], ids=name)
+
+
+@needs_triton
+@compiling
+@ALL
+def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
+    report = reports[job]
+    assert report.stack == 0, "spilled registers or local memory"
+    assert not {"LDL", "STL"} & report.opcodes
+    assert report.shared <= kernel_report.SHARED[report.capability] * 1024
+    assert report.resident_warps >= (16 if report.capability == 90 and report.dtype != "float32" else 8)
+
+
+@needs_triton
+@compiling
+@ALL
+def test_compiled_kernels_use_matrix_instructions(reports, job):
+    report = reports[job]
+    kernel, capability, dtype = job
+    if dtype == "float32" or capability < 80:
+        expected = None
+    elif kernel == "deform_conv":
+        expected = "HMMA"
+    else:
+        expected = {90: "HGMMA", 100: "UTCHMMA"}.get(capability, "HMMA")
+    found = report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"}
+    assert found == ({expected} if expected else set())
+
+
+@needs_triton
+@compiling
+@PASSES
+def test_compiled_sine_is_the_hardware_sine(reports, job):
+    """As many as the network has, plus what two warps both make; no conversions in its range reduction."""
+    report = reports[job]
+    sines = report.counts["MUFU.SIN"] * report.threads / report.pixels
+    assert 1 <= sines / kernel_report.SINES[report.kernel] <= 1.5
+    assert report.count("F2I", "FRND") <= 2  # dividing the tile's number
+    assert report.code <= 128 * 1024  # the slow path of tl.sin alone is larger
+
+
+@needs_triton
+@compiling
+@PASSES
+def test_compiled_products_are_not_repeated(reports, job):
+    report = reports[job]
+    if "HMMA" in report.opcodes:  # tells its size; a part of the 256-wide layer is made once too often
+        assert 1 <= report.multiply_adds / kernel_report.MULTIPLY_ADDS[report.kernel] <= 1.1
+
+
+@needs_triton
+@compiling
+@pytest.mark.parametrize(("gpu", "bar"), [("H100", 2.5), ("RTX 4090", 6.0)])
+def test_one_frame_meets_its_bar_by_the_roofline(reports, gpu, bar):
+    (chosen,) = (candidate for candidate in kernel_report.GPUS if candidate.name == gpu)
+    passes = [reports[kernel, chosen.capability, "float16"] for kernel in kernel_report.KERNELS]
+    assert sum(max(kernel_report.roofline(report, chosen).values()) for report in passes) <= bar
+
+
+# Launched on fake tensors
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Records launches in place of Triton: names, and arguments bound to the kernel's own parameters."""
+    pytest.importorskip("triton")
+    from stif_rt.kernels import triton_kernels
+
+    found = []
+
+    def launch(kernel, configuration, box, times, **arguments):
+        function = getattr(triton_kernels, kernel)
+        added = ("times", "times_per_pair", "top", "left", "height", "width", "wide", *configuration.constants)
+        inspect.signature(function.fn).bind(**arguments, **dict.fromkeys(added))
+        for value in arguments.values():
+            if isinstance(value, torch.Tensor):
+                assert value.device.type == "cuda"
+                assert value.is_contiguous()
+        found.append((kernel, arguments))
+
+    monkeypatch.setattr(triton, "launch", launch)
+    return found
+
+
+@compiling
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
+    config, times, (h, w), (H, W) = VARIANTS[variant], 1 if VARIANTS[variant].fixed_time else 3, (6, 8), (13, 19)
+    features, frames, t, geometry = inputs(config, (h, w), (H, W), times)
+    weights = fold(functions(config), TURNS)
+    whole = Box(0, 0, H, W)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
+
+        def cuda(x):
+            return mode.from_tensor(x).to("cuda")
+
+        def on_cuda(axis):
+            tables = {name: cuda(getattr(axis, name)) for name in ("cells", "relative", "positions")}
+            return replace(axis, **tables)
+
+        kernels = triton.TritonKernels(weights, dtype, triton.launches((8, 6), dtype))
+        for name in ("sif", "tif", "decoder"):
+            packed = getattr(kernels, name)
+            if packed is not None:
+                setattr(kernels, name, triton.PackedSiren(packed.matrices.to("cuda"), packed.vectors.to("cuda")))
+        kernels.projections = kernels.projections.to("cuda")
+        geometry = Geometry(on_cuda(geometry.vertical), on_cuda(geometry.horizontal))
+        features, frames, t = (cuda(x) for x in (features, frames, t))
+        projections = kernels.project(features, frames)
+        for maps in (*projections.sif, *projections.tif, *projections.decoder):
+            assert (maps.shape, maps.dtype, maps.device.type) == ((1, h, w, 64), dtype, "cuda")
+        feature, flow = kernels.implicit(projections, t, geometry, whole)
+        rgb = kernels.decode(projections, feature, flow, t, geometry, whole, whole)
+        assert (rgb.shape, rgb.dtype, rgb.device.type) == ((1, times, 3, H, W), torch.float32, "cuda")
+        assert (feature is None) == config.single_function
+        if feature is not None:
+            assert (feature.shape, feature.dtype) == ((1, times, H, W, 64), dtype)
+        assert (flow is None) != config.flow
+        if flow is not None:
+            assert (flow.shape, flow.dtype) == ((1, times, H, W, 4), torch.float32)
+    passes = ["implicit_kernel"] if config.flow or not config.single_function else []
+    assert [kernel for kernel, _ in launched] == [*passes, "decode_kernel"]
+
+
+@compiling
+def test_encoder_on_cuda_gives_features_where_they_are_wanted():
+    with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
+        encoder = STIF(Config(**{**TINY, "recurrent": True})).encoder
+        features = encoder(torch.zeros(1, 2, 3, 12, 16))
+    assert (features.shape, features.device.type) == ((1, 3, 64, 12, 16), "cuda")
+
+
+def test_what_cannot_run_is_said():
+    reason = triton.unavailable_reason(Config(), CPU, torch.float32)
+    assert (reason is None) == triton.interpreted()
+    if reason:
+        assert "NVIDIA GPU" in reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "available", "expected"),
+    [((7, 0), True, "7.0"), ((7, 5), False, "float16 or float32"), ((8, 0), True, None)],
+)
+def test_gpus_that_cannot_run_are_named(monkeypatch, capability, available, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    dtype = torch.float16 if available else torch.bfloat16
+    reason = triton.unavailable_reason(Config(), torch.device("cuda"), dtype)
+    assert reason is None if expected is None else expected in (reason or "")
