@@ -33,6 +33,32 @@ def leaky(x: Tensor) -> Tensor:
     return F.leaky_relu_(x, 0.1)
 
 
+def conv_leaky(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """leaky(layer(x)), in one pass over memory where the library does that."""
+    return _fused(layer, x, "leaky_relu", [0.1]) if _fuses(x) else leaky(layer(x))
+
+
+def conv_relu(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """ReLU(layer(x)), likewise."""
+    return _fused(layer, x, "relu", []) if _fuses(x) else F.relu_(layer(x))
+
+
+def _fused(layer: nn.Conv2d, x: Tensor, activation: str, numbers: list[float]) -> Tensor:
+    geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+    return torch.ops.mkldnn._convolution_pointwise(x, layer.weight, layer.bias, *geometry, activation, numbers, "")
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether oneDNN's fused convolution, which ``torch.compile`` uses too, takes x. It knows no gradients, and graphs
+    that are exported must not hold it: hence only in inference mode."""
+    if x.device.type != "cpu" or not torch.is_inference_mode_enabled() or not torch.backends.mkldnn.enabled:
+        return False
+    operations = torch.ops.mkldnn
+    if not hasattr(operations, "_convolution_pointwise") or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and operations._is_mkldnn_bf16_supported())
+
+
 def upsample2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -49,7 +75,7 @@ class ResidualBlock(nn.Module):
             nn.init.constant_(cast(Tensor, layer.bias), 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.relu_(self.conv1(x))).add_(x)
+        return self.conv2(conv_relu(self.conv1, x)).add_(x)
 
 
 class DeformableConv(nn.Module):
@@ -80,8 +106,8 @@ class PyramidConvs(nn.Module):
         self.fea_L3_conv2 = conv(CHANNELS, CHANNELS)
 
     def pyramid(self, level1: Tensor) -> Pyramid:
-        level2 = leaky(self.fea_L2_conv2(leaky(self.fea_L2_conv1(level1))))
-        level3 = leaky(self.fea_L3_conv2(leaky(self.fea_L3_conv1(level2))))
+        level2 = conv_leaky(self.fea_L2_conv2, conv_leaky(self.fea_L2_conv1, level1))
+        level3 = conv_leaky(self.fea_L3_conv2, conv_leaky(self.fea_L3_conv1, level2))
         return level1, level2, level3
 
 
@@ -107,14 +133,16 @@ class Alignment(nn.Module):
         def layer(name: str) -> Any:
             return self.get_submodule(f"{name}_{side}")
 
-        def both(name: str, x: Tensor, y: Tensor | None) -> Tensor:
+        def both(name: str, x: Tensor, y: Tensor | None, activate: bool = True) -> Tensor:
             """The convolution of x and y, one after the other; of x alone where y is zero."""
             convolution = layer(name)
             if y is None:
-                return F.conv2d(x, convolution.weight[:, :CHANNELS], convolution.bias, padding=1)
-            return convolution(torch.cat((x, y), 1))
+                found = F.conv2d(x, convolution.weight[:, :CHANNELS], convolution.bias, padding=1)
+                return leaky(found) if activate else found
+            x = torch.cat((x, y), 1)
+            return conv_leaky(convolution, x) if activate else convolution(x)
 
-        offset = leaky(layer("L3_offset_conv2")(leaky(both("L3_offset_conv1", source[2], other[2]))))
+        offset = conv_leaky(layer("L3_offset_conv2"), both("L3_offset_conv1", source[2], other[2]))
         aligned = leaky(layer("L3_dcnpack")(source[2], offset))
         for level in (2, 1):
             coarse, x, y = offset, source[level - 1], other[level - 1]
@@ -122,13 +150,11 @@ class Alignment(nn.Module):
             if x is None:  # wherever zeros are read, the bias is left
                 deformed = layer(f"L{level}_dcnpack").bias.view(1, -1, 1, 1).expand_as(up)
             else:
-                offset = leaky(both(f"L{level}_offset_conv1", x, y))
-                offset = leaky(both(f"L{level}_offset_conv2", offset, 2 * upsample2(coarse)))
-                offset = leaky(layer(f"L{level}_offset_conv3")(offset))
+                offset = both(f"L{level}_offset_conv1", x, y)
+                offset = both(f"L{level}_offset_conv2", offset, 2 * upsample2(coarse))
+                offset = conv_leaky(layer(f"L{level}_offset_conv3"), offset)
                 deformed = layer(f"L{level}_dcnpack")(x, offset)
-            aligned = both(f"L{level}_fea_conv", deformed, up)
-            if level == 2:
-                aligned = leaky(aligned)
+            aligned = both(f"L{level}_fea_conv", deformed, up, activate=level == 2)
         return aligned
 
     def forward(self, first: Source, second: Source) -> Tensor:
@@ -235,7 +261,7 @@ class Encoder(PyramidConvs):
 
     def extract(self, frames: Tensor) -> Pyramid:
         """The part that knows one frame at a time: pyramids of frames [B, 3, h, w]."""
-        return self.pyramid(self.feature_extraction(leaky(self.conv_first(frames))))
+        return self.pyramid(self.feature_extraction(conv_leaky(self.conv_first, frames)))
 
     def merge(self, pyramids: list[Pyramid]) -> Tensor:
         """The part that knows neighbours: features [B, 2N - 1, 64, h, w] from the pyramids of N frames."""
