@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stif_rt.engines import Engine, make_engine
+from stif_rt.bundle import read_bundle
+from stif_rt.engines import Engine, make_bundle_engine, make_engine
 from stif_rt.kernels import make_kernels
 from stif_rt.kernels.interface import Box, Kernels, Projections
 from stif_rt.model.checkpoints import load_model
@@ -78,13 +79,20 @@ class Runtime:
     ) -> "Runtime":
         """A runtime with the given weights.
 
-        weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones. device: ``auto`` (a GPU if
-        there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16`` or ``bfloat16``. kernels,
+        weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones; or a bundle, the folder
+        that ``stif-rt export bundle`` writes, whose encoder has an engine and a dtype of its own. device: ``auto`` (a
+        GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16`` or ``bfloat16``. kernels,
         encoder: names that ``stif-rt info`` lists, or ``auto``.
 
         Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
         RuntimeError, with the reason, for a device or backend that cannot run here.
         """
+        if weights is not None and Path(weights).is_dir():
+            _check_options(dtype, max_memory)
+            bundle, chosen = read_bundle(Path(weights)), choose_device(device)
+            engine = make_bundle_engine(encoder, bundle, chosen)
+            functions = make_kernels(kernels, bundle.functions(), chosen, DTYPES[dtype])
+            return cls(bundle.manifest.config, engine, functions, chosen, DTYPES[dtype], max_memory)
         model = load_model(bundled_weights() if weights is None else Path(weights))
         return cls.from_model(
             model, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=max_memory
@@ -102,10 +110,7 @@ class Runtime:
         max_memory: int = 3 << 30,
     ) -> "Runtime":
         """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
-        if dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-        if max_memory <= 0:
-            raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
+        _check_options(dtype, max_memory)
         chosen = choose_device(device)
         return cls(
             model.config,
@@ -235,6 +240,13 @@ class Runtime:
         top, left = region.top - whole.top, region.left - whole.left
         decoded = self._kernels.decode(self._pair.projections, feature, flow, times, geometry, region, box)
         rgb[:, top : top + region.height, left : left + region.width] = decoded[0, 0]
+
+
+def _check_options(dtype: str, max_memory: int) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+    if max_memory <= 0:
+        raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
 
 
 def bundled_weights() -> Path:
