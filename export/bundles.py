@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stif_rt.bundle import DTYPES, ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
+from stif_rt.bundle import ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
 from stif_rt.engines import trt
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.stif import STIF
@@ -32,7 +32,7 @@ def write_bundle(
     sizes: Sizes = graphs.DYNAMIC,
     *,
     form: str | None = None,
-    opset: int = 20,
+    opset: int | None = None,
     overwrite: bool = False,
     cache: Path | None = None,
     progress: Progress = lambda text: None,
@@ -45,10 +45,8 @@ def write_bundle(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown encoder engine {engine!r}; there are: {', '.join(ENGINES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    form = form or FORMS.get(engine, "standard")
-    graphs.check(form, opset)
+    form, opset = form or FORMS.get(engine, "standard"), opset or graphs.default_opset(dtype)
+    graphs.check(form, opset, dtype)
     manifest = Manifest(model.config, engine, dtype, tools=tool_versions())
     with new_folder(target, overwrite) as folder:
         save_model(model, folder / WEIGHTS)

@@ -40,7 +40,10 @@ Smallest = Annotated[str | None, typer.Option("--min-size", help="Smallest frame
 Largest = Annotated[str | None, typer.Option("--max-size", help="Largest frames, WIDTHxHEIGHT.")]
 Batch = Annotated[int, typer.Option(min=1, help="Most pairs of frames at a time.")]
 Form = Annotated[str | None, typer.Option(help=f"Of the deformable convolutions: {', '.join(FORMS)}.")]
-Opset = Annotated[int, typer.Option(help=f"Of the ONNX graph: {graphs.OPSETS[0]} to {graphs.OPSETS[-1]}.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(help=f"Of the ONNX graph: {graphs.OPSETS[0]} to {graphs.OPSETS[-1]}. 20, or 22 for bfloat16."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for TensorRT's engines and timings, else the user's cache.")]
 
@@ -56,7 +59,7 @@ def bundle_(
     max_size: Largest = None,
     batch: Batch = 1,
     form: Form = None,
-    opset: Opset = 20,
+    opset: Opset = None,
     cache: Cache = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -89,15 +92,14 @@ def onnx(
     max_size: Largest = None,
     batch: Batch = 1,
     form: Form = "standard",
-    opset: Opset = 20,
+    opset: Opset = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write an ONNX file."""
     if part not in ("encoder", "full"):
         raise ValueError(f"unknown part {part!r}; there are: encoder, full")
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    graphs.check(form or "standard", opset)
+    chosen, number = form or "standard", opset or graphs.default_opset(dtype)
+    graphs.check(chosen, number, dtype)
     check_file(output, overwrite)
     sizes = parse_sizes(size, min_size, max_size, batch, limited=False)
     with console.status("tracing"):
@@ -107,8 +109,8 @@ def onnx(
             traced = graphs.full_graph(model, precision, sizes)
         else:
             traced = graphs.encoder_graph(model.encoder, model.config, precision, sizes)
-        graphs.save(graphs.finish(traced, form or "standard", opset), output)
-    report(output, f"{part}, {form}, opset {opset}, {dtype}")
+        graphs.save(graphs.finish(traced, chosen, number), output)
+    report(output, f"{part}, {chosen}, opset {number}, {dtype}")
 
 
 @app.command()
@@ -159,24 +161,25 @@ def verify(
     ] = None,
 ) -> None:
     """Run a bundle's encoder by everything here that can, beside PyTorch; exit status 1 if an error is too large."""
-    results = verify_bundle(read_bundle(bundle), encoder or None, tolerance)
-    table = Table("engine", "device", "frames", "largest error", "mean error", "time", "verdict")
-    for result in results:
-        place = (result.engine, result.device, str(result.size))
-        if result.reason is not None:
-            table.add_row(*place, "", "", "", escape(f"not run: {result.reason}"))
-            continue
-        verdict = "good" if result.ok else f"beyond {result.tolerance:g}"
+    checked = read_bundle(bundle)
+    results = verify_bundle(checked, encoder or None, tolerance)
+    out = Console()
+    table = Table("engine", "frames", "largest error", "mean error", "time", "verdict")
+    for result in (result for result in results if result.reason is None):
         numbers = (f"{result.largest:.2e}", f"{result.mean:.2e}", f"{1000 * result.seconds:.1f} ms")
-        table.add_row(*place, *numbers, verdict)
-    Console().print(table)
-    run_ = [result for result in results if result.reason is None]
-    if not all(result.ok for result in run_):
-        raise RuntimeError("an engine's error is beyond the tolerance")
-    if encoder and len(run_) < len(results):
-        raise RuntimeError("an engine that was asked for could not run")
-    if not any(result.engine.partition(":")[0] == read_bundle(bundle).manifest.engine for result in run_):
-        raise RuntimeError("the engine that the bundle was made for cannot run here")
+        verdict = "good" if result.ok else f"beyond {result.tolerance:g}"
+        table.add_row(result.engine, str(result.size), *numbers, verdict)
+    out.print(table)
+    for result in (result for result in results if result.reason is not None):
+        out.print(f"{result.engine} was not run: {result.reason}", markup=False, highlight=False, soft_wrap=True)
+
+    bad = sorted({result.engine for result in results if result.reason is None and not result.ok})
+    if bad:
+        raise RuntimeError(f"the error of {', '.join(bad)} is beyond the tolerance")
+    ran = {result.engine.partition(":")[0] for result in results if result.reason is None}
+    missing = set(encoder or []) & {result.engine for result in results if result.reason is not None}
+    if missing or (not encoder and checked.manifest.engine not in ran):
+        raise RuntimeError(f"not verified: {', '.join(sorted(missing)) or checked.manifest.engine} cannot run here")
 
 
 def load(weights: Path | None) -> STIF:

@@ -32,6 +32,7 @@ from .full import FullNetwork
 OPSETS = range(19, 26)
 """19 brought DeformConv; the converter knows no later ones."""
 TRACED_OPSET = 19
+BFLOAT16_OPSET = 22
 DYNAMIC = Sizes(Size(1, 4, 4), Size(2, 32, 48), Size(64, 8192, 8192))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NORMALISATION = "RGB in [0, 1]; no mean, no scale"
@@ -91,7 +92,7 @@ def full_graph(model: STIF, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.
 
 def finish(graph: onnx.ModelProto, form: str, opset: int) -> onnx.ModelProto:
     """A traced graph with its deformable convolutions in one form, at one opset; checked."""
-    check(form, opset)
+    check(form, opset, next(item.value for item in graph.metadata_props if item.key == "stif.dtype"))
     lowered = onnx_ir.from_proto(deform_conv.lower(graph, form))
     if opset != TRACED_OPSET:
         onnxscript.version_converter.convert_version(lowered, opset)
@@ -102,14 +103,23 @@ def finish(graph: onnx.ModelProto, form: str, opset: int) -> onnx.ModelProto:
     return finished
 
 
-def check(form: str, opset: int) -> None:
-    """Raises ValueError for an unknown form of the deformable convolution, or an opset that is not supported."""
+def check(form: str, opset: int, dtype: str) -> None:
+    """Raises ValueError for a form, opset or dtype that is unknown, or that do not go together."""
     if form not in deform_conv.FORMS:
         raise ValueError(
             f"unknown form of the deformable convolution {form!r}; there are: {', '.join(deform_conv.FORMS)}"
         )
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; there are {OPSETS[0]} to {OPSETS[-1]}")
+    if dtype == "bfloat16" and opset < BFLOAT16_OPSET:
+        raise ValueError(f"opset {opset} has no bfloat16 convolutions; take {BFLOAT16_OPSET} or later")
+
+
+def default_opset(dtype: str) -> int:
+    """The earliest with everything that all forms need, for the sake of older runtimes."""
+    return BFLOAT16_OPSET if dtype == "bfloat16" else 20
 
 
 def read_limits(path: Path) -> tuple[Sizes, str]:

@@ -1,12 +1,14 @@
 """Runs a bundle's encoder by everything on this machine that can, beside PyTorch."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stif_rt.bundle import WEIGHTS, Bundle, Size
-from stif_rt.engines import make_bundle_engine, ort, trt
+from stif_rt.engines import Engine, make_bundle_engine, ort, trt
 from stif_rt.model.checkpoints import load_model
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
@@ -16,23 +18,22 @@ TRIALS = 3
 
 @dataclass(frozen=True)
 class Result:
-    """engine: a name for ``Runtime.load``. seconds: of the fastest of a few calls. reason: why it could not run.
+    """engine: a name for ``Runtime.load``. reason: why it could not run; the rest then means nothing.
 
-    largest, mean: error of the features, relative to the largest one.
+    largest, mean: error of the features, relative to the largest one. seconds: of the fastest of a few calls.
     """
 
     engine: str
-    device: str
-    size: Size
-    tolerance: float
-    largest: float = 0.0
-    mean: float = 0.0
-    seconds: float = 0.0
+    size: Size | None = None
+    largest: float = math.inf
+    mean: float = math.inf
+    seconds: float = math.inf
+    tolerance: float = 0
     reason: str | None = None
 
     @property
     def ok(self) -> bool:
-        return self.reason is None and self.largest <= self.tolerance
+        return self.largest <= self.tolerance
 
 
 def engines(bundle: Bundle) -> list[str]:
@@ -45,50 +46,47 @@ def engines(bundle: Bundle) -> list[str]:
 
 
 def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | None = None) -> list[Result]:
-    """One result for each engine, device and size: the typical size, and the limits where they are small.
+    """One result for each engine and size: the typical size and the smallest; one alone for what cannot run.
 
     names: engines to run; all that the bundle allows if None. The reference is PyTorch in float32 on the CPU.
     """
     manifest = bundle.manifest
     tolerance = TOLERANCES[manifest.dtype] if tolerance is None else tolerance
     sizes = [Size(1, 64, 96)] if manifest.sizes is None else [manifest.sizes.typical, manifest.sizes.smallest]
-    sizes = [size for index, size in enumerate(sizes) if size not in sizes[:index]]
     encoder = load_model(bundle.folder / WEIGHTS).encoder.eval()
-    results = []
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for size in sizes:
-        torch.manual_seed(0)
-        frames = torch.rand(size.batch, 2, 3, size.height, size.width)
+    cases = []
+    for size in dict.fromkeys(sizes):
+        frames = torch.rand(size.batch, 2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            expected = encoder(frames)
-        for name in engines(bundle) if names is None else names:
-            for device in devices:
-                results.append(_run(bundle, name, torch.device(device), frames, expected, size, tolerance))
+            cases.append((frames, encoder(frames)))
+
+    results = []
+    for name in engines(bundle) if names is None else names:
+        on_cpu = name in ("onnx:cpu", "torch") or (name == "onnx" and not torch.cuda.is_available())
+        device = torch.device("cpu" if on_cpu else "cuda")
+        try:
+            if device.type == "cuda" and not torch.cuda.is_available():
+                raise RuntimeError("PyTorch sees no NVIDIA GPU here")
+            engine = make_bundle_engine(name, bundle, device)
+        except RuntimeError as error:
+            results.append(Result(name, reason=str(error)))
+            continue
+        results += [_compare(name, engine, device, *case, tolerance) for case in cases]
     return results
 
 
-def _run(
-    bundle: Bundle,
-    name: str,
-    device: torch.device,
-    frames: torch.Tensor,
-    expected: torch.Tensor,
-    size: Size,
-    tolerance: float,
+def _compare(
+    name: str, engine: Engine, device: torch.device, frames: Tensor, expected: Tensor, tolerance: float
 ) -> Result:
-    try:
-        engine = make_bundle_engine(name, bundle, device)
-        found = engine(frames.to(device)).float().cpu()
-        times = []
-        given = frames.to(device)
-        for _ in range(TRIALS):
-            start = time.perf_counter()
-            engine(given)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-    except RuntimeError as error:
-        return Result(name, str(device), size, tolerance, reason=str(error))
-    error_ = (found - expected).abs() / max(1.0, float(expected.abs().max()))
-    largest = float("inf") if not torch.isfinite(found).all() else float(error_.max())
-    return Result(name, str(device), size, tolerance, largest, float(error_.mean()), min(times))
+    given = frames.to(device)
+    found = engine(given).float().cpu()
+    times = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        engine(given)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    error = ((found - expected).abs() / max(1.0, float(expected.abs().max()))).nan_to_num(nan=math.inf)
+    size = Size(frames.shape[0], *frames.shape[-2:])
+    return Result(name, size, float(error.max()), float(error.mean()), min(times), tolerance)
