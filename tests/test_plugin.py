@@ -5,7 +5,7 @@ know + - * // with integers and each other, arguments are 32-bit integers, signa
 """
 
 import ctypes
-import importlib
+import importlib.machinery
 import inspect
 import re
 import sys
@@ -91,6 +91,7 @@ def plugin(monkeypatch):
         return with_identifier
 
     trt, trtp = types.ModuleType("tensorrt"), types.ModuleType("tensorrt.plugin")
+    trt.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # PyTorch looks for it
     trt.float32, trt.float16 = "FP32", "FP16"
     trtp.TensorDesc, trtp.KernelLaunchParams, trtp.SymInt32 = TensorDesc, KernelLaunchParams, SymInt32
     trtp.SymIntExprs, trtp.SymExprs, trtp.AutoTuneCombination = SymIntExprs, list, AutoTuneCombination
