@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# what an installation depends on, besides Python sources: those are used in place
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
 .PHONY: demo test lint
 
@@ -20,14 +22,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 
-$(BIN)/.installed: $(BIN)/python pyproject.toml
+$(BIN)/.installed: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(BIN)/.installed-test: $(BIN)/python pyproject.toml
+$(BIN)/.installed-test: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-$(BIN)/.installed-dev: $(BIN)/python pyproject.toml
+$(BIN)/.installed-dev: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

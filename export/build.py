@@ -61,7 +61,7 @@ def build_engine(
     trt = import_tensorrt(flavour)
     log = make_log(trt)
     builder = trt.Builder(log)
-    network = parse(trt, flavour, builder, graph, log)
+    network, _weights = parse(trt, flavour, builder, graph, log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
@@ -77,8 +77,11 @@ def build_engine(
     return bytes(engine), bytes(config.get_timing_cache().serialize())
 
 
-def parse(trt: Any, flavour: str, builder: Any, graph: Path, log: Any) -> Any:
-    """The file as TensorRT's network. RuntimeError, with the parser's words, for one that it does not take."""
+def parse(trt: Any, flavour: str, builder: Any, graph: Path, log: Any) -> tuple[Any, Any]:
+    """The file as TensorRT's network, and the parser, which keeps its weights.
+
+    Raises RuntimeError, with the parser's words, for a file that it does not take.
+    """
     if flavour == "tensorrt":
         from . import plugin  # noqa: F401 - importing it makes it known
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -90,8 +93,7 @@ def parse(trt: Any, flavour: str, builder: Any, graph: Path, log: Any) -> Any:
             f"{flavour} cannot read {graph.name}: {said}. TensorRT-RTX needs the form grid-sample, TensorRT takes "
             "plugin and grid-sample"
         )
-    network.parser = parser  # it owns the weights
-    return network
+    return network, parser
 
 
 def _shape(size: Size) -> tuple[int, ...]:

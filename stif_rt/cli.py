@@ -25,10 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from stif_rt import __version__
+from stif_rt import bench as benchmark
 from stif_rt.engines import ENGINES, bundle_engines
 from stif_rt.evaluation import evaluate as evaluate_windows
 from stif_rt.evaluation import summarise
-from stif_rt.kernels import BACKENDS
+from stif_rt.kernels import BACKENDS, native
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
@@ -52,7 +53,7 @@ console = Console(stderr=True)
 state = {"verbose": False}
 
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
+Dtype = Annotated[str, typer.Option(help=f"auto (the fastest here), {', '.join(DTYPES)}.")]
 KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
 EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}; or one that a bundle holds.")]
 Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.")]
@@ -98,12 +99,12 @@ def render(
     input_fps: Annotated[str, typer.Option(help="Frames per second of a folder of images.")] = "24",
     weights: Weights = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
     max_memory: Annotated[
         float, typer.Option(min=0, max=2**20, help="GiB of working memory for a frame; larger ones go in pieces.")
-    ] = 3,
+    ] = 1,
     crf: Annotated[int, typer.Option(min=0, max=63, help="Quality of the written video: lower is better.")] = 16,
     audio: Annotated[bool, typer.Option(help="Copy the input's sound.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
@@ -215,6 +216,16 @@ def info() -> None:
             for name, module in BACKENDS.items():
                 reason = module.unavailable_reason(Config(), torch.device(device), dtype)
                 table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
+    out.print(table)
+
+    library = native.load()
+    if isinstance(library, str):
+        out.print(f"Native CPU kernels: no, {library}. The PyTorch reference serves instead.", highlight=False)
+        return
+    table = Table("instruction set", "computes in", "can run", title="Native CPU kernels", title_justify="left")
+    for isa in library.isas:
+        dtype_name = str(isa.dtype).removeprefix("torch.")
+        table.add_row(isa.name, dtype_name, "yes" if isa.unavailable is None else f"no: {isa.unavailable}")
     out.print(table)
 
 
@@ -351,7 +362,7 @@ def evaluate(
     ] = 1,
     weights: Weights = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
 ) -> None:
@@ -371,6 +382,76 @@ def evaluate(
         for frames, (ours, bicubic) in means.items():
             table.add_row(name, str(number), frames, f"{ours:.2f}", f"{bicubic:.2f}", f"{ours - bicubic:+.2f}")
     Console().print(table)
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def quick(
+    size: Annotated[str, typer.Option(help="Size of the clip, WIDTHxHEIGHT.")] = "320x180",
+    scale: Annotated[float, typer.Option(min=0.1, help="Output pixels per input pixel.")] = 4,
+    time_scale: Annotated[float, typer.Option(min=1, help="Output frames per input frame.")] = 8,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    kernels: KernelsOption = "auto",
+    encoder: EncoderOption = "auto",
+) -> None:
+    """How fast a clip will be on this machine, in under a minute."""
+    try:
+        width, height = (int(side) for side in size.lower().split("x"))
+    except ValueError as error:
+        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
+    inputs = height, width
+    outputs = output_size(inputs, scale, None)
+    columns = ("model", "kernels", "measured on", "pair", "frame", "frames/s", "MP/s")
+    title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames, {dtype}"
+    table = Table(*columns, title=title, title_justify="left")
+    for model, name in benchmark.MODELS.items():
+        with console.status(f"measuring {name}"):
+            measured = benchmark.measure(
+                model, inputs, scale, device=device, dtype=dtype, kernels=kernels, encoder=encoder
+            )
+        speed = measured.at(inputs, outputs)
+        table.add_row(
+            name,
+            measured.kernels,
+            f"{measured.inputs[1]}x{measured.inputs[0]}",
+            f"{speed.encode:.3g} s",
+            f"{speed.render:.3g} s",
+            f"{speed.frames_per_second(time_scale):.3g}",
+            f"{speed.megapixels_per_second(time_scale):.3g}",
+        )
+    Console().print(table)
+    console.print("Measured on smaller frames where that takes too long, and scaled by the number of pixels.")
+    console.print("The paper's network runs with random weights here. Reading and writing files is not included.")
+
+
+def forward_to(module: str) -> Any:
+    """A command of the source checkout's ``benchmarks`` folder, which no wheel holds."""
+
+    def command(context: typer.Context) -> None:
+        checkout = Path(__file__).resolve().parent.parent
+        if not (checkout / "benchmarks" / f"{module}.py").is_file():
+            raise ValueError(
+                f"bench {module} needs the source code of stif-rt, whose benchmarks folder is not in {checkout}: "
+                f"check it out, install it with pip install --editable '.[bench]', and run it there"
+            )
+        if str(checkout) not in sys.path:
+            sys.path.insert(0, str(checkout))
+        found = importlib.import_module(f"benchmarks.{module}")
+        found.app(context.args, prog_name=f"stif-rt bench {module}", standalone_mode=False)
+
+    return command
+
+
+passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+for module, summary in (
+    ("figure3", "The paper's Figure 3: inference time against time scale, with its peers. Needs the source checkout."),
+    ("growth", "Time and memory against output pixels and frames per pair. Needs the source checkout."),
+):
+    bench.command(module, help=summary, add_help_option=False, context_settings=passed_on)(forward_to(module))
 
 
 @app.command(

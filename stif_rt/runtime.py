@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stif_rt.bundle import read_bundle
 from stif_rt.engines import Engine, make_bundle_engine, make_engine
-from stif_rt.kernels import make_kernels
+from stif_rt.kernels import make_kernels, native
 from stif_rt.kernels.interface import Box, Kernels, Projections
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CHANNELS, Config
@@ -65,6 +65,7 @@ class Runtime:
         self._engine = engine
         self._kernels = kernels
         self._pair: _Pair | None = None
+        self._margin = 0  # output pixels beyond a piece that its flow was last seen to read
 
     @classmethod
     def load(
@@ -72,27 +73,28 @@ class Runtime:
         weights: str | Path | None = None,
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int = 3 << 30,
+        max_memory: int = 1 << 30,
     ) -> "Runtime":
         """A runtime with the given weights.
 
         weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones; or a bundle, the folder
         that ``stif-rt export bundle`` writes, whose encoder has an engine and a dtype of its own. device: ``auto`` (a
-        GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16`` or ``bfloat16``. kernels,
-        encoder: names that ``stif-rt info`` lists, or ``auto``.
+        GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``:
+        what the device is fastest with, float16 on GPUs, bfloat16 on CPUs that have units for it, else float32.
+        kernels, encoder: names that ``stif-rt info`` lists, or ``auto``.
 
         Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
         RuntimeError, with the reason, for a device or backend that cannot run here.
         """
         if weights is not None and Path(weights).is_dir():
-            _check_options(dtype, max_memory)
-            bundle, chosen = read_bundle(Path(weights)), choose_device(device)
-            engine = make_bundle_engine(encoder, bundle, chosen)
-            functions = make_kernels(kernels, bundle.functions(), chosen, DTYPES[dtype])
-            return cls(bundle.manifest.config, engine, functions, chosen, DTYPES[dtype], max_memory)
+            place, precision = _choose(device, dtype, max_memory)
+            bundle = read_bundle(Path(weights))
+            engine = make_bundle_engine(encoder, bundle, place)
+            functions = make_kernels(kernels, bundle.functions(), place, precision)
+            return cls(bundle.manifest.config, engine, functions, place, precision, max_memory)
         model = load_model(bundled_weights() if weights is None else Path(weights))
         return cls.from_model(
             model, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=max_memory
@@ -104,20 +106,19 @@ class Runtime:
         model: STIF,
         *,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int = 3 << 30,
+        max_memory: int = 1 << 30,
     ) -> "Runtime":
         """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
-        _check_options(dtype, max_memory)
-        chosen = choose_device(device)
+        place, precision = _choose(device, dtype, max_memory)
         return cls(
             model.config,
-            make_engine(encoder, model.encoder, chosen, DTYPES[dtype]),
-            make_kernels(kernels, model.implicit_functions, chosen, DTYPES[dtype]),
-            chosen,
-            DTYPES[dtype],
+            make_engine(encoder, model.encoder, place, precision),
+            make_kernels(kernels, model.implicit_functions, place, precision),
+            place,
+            precision,
             max_memory,
         )
 
@@ -221,32 +222,40 @@ class Runtime:
     def _render(self, rgb: Tensor, times: Tensor, geometry: Geometry, region: Box, whole: Box) -> None:
         """Renders ``region`` into its place in ``rgb``, [3, ...] over the box ``whole``; in halves where it is large.
 
-        A pixel reads the spatial feature where its flow points, which may be outside the region: then the feature is
-        computed again over the box that is read. A small piece whose flow spans more than the budget exceeds it.
+        A pixel reads the spatial feature where its flow points, which may lie outside the region. So the feature is
+        computed over a box that is wider by what the piece before needed, and again where that is not enough.
         """
         assert self._pair is not None
-        box = region
-        if region.pixels <= self._affordable_pixels():
-            feature, flow = self._kernels.implicit(self._pair.projections, times, geometry, region)
-            if feature is not None and region != Box(0, 0, *geometry.outputs):
-                box = _reach(region, flow, geometry)
-                fits = box.pixels <= self._affordable_pixels() or region.pixels <= SMALLEST_PIECE
-                if box != region and fits:
-                    feature, _ = self._kernels.implicit(self._pair.projections, times, geometry, box)
-        if max(region.pixels, box.pixels) > self._affordable_pixels() and region.pixels > SMALLEST_PIECE:
-            for half in _halves(region):
-                self._render(rgb, times, geometry, half, whole)
-            return
+        box = _grow(region, self._margin, geometry)
+        if box.pixels > self._affordable_pixels():
+            box = region  # no room for a guess
+        while True:
+            if box.pixels > self._affordable_pixels() and region.pixels > SMALLEST_PIECE:
+                for half in _halves(region):
+                    self._render(rgb, times, geometry, half, whole)
+                return
+            feature, flow = self._kernels.implicit(self._pair.projections, times, geometry, box)
+            if flow is not None and box != region:
+                top, left = region.top - box.top, region.left - box.left
+                flow = flow[:, :, top : top + region.height, left : left + region.width]
+            reach = region if feature is None else _reach(region, flow, geometry)
+            if box.contains(reach):
+                break
+            box = reach
+        sides = (region.top - reach.top, region.left - reach.left)
+        self._margin = max(*sides, reach.height - region.height - sides[0], reach.width - region.width - sides[1])
         top, left = region.top - whole.top, region.left - whole.left
         decoded = self._kernels.decode(self._pair.projections, feature, flow, times, geometry, region, box)
         rgb[:, top : top + region.height, left : left + region.width] = decoded[0, 0]
 
 
-def _check_options(dtype: str, max_memory: int) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+def _choose(device: str, dtype: str, max_memory: int) -> tuple[torch.device, torch.dtype]:
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
     if max_memory <= 0:
         raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
+    place = choose_device(device)
+    return place, choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
 
 
 def bundled_weights() -> Path:
@@ -292,6 +301,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RuntimeError(f"device {name!r} cannot be used: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return device
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """What the device is fastest with."""
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if native.has_bfloat16() else torch.float32
 
 
 def _frame(picture: Picture, name: str) -> Tensor:
@@ -342,6 +358,14 @@ def _reach(region: Box, flow: Tensor | None, geometry: Geometry) -> Box:
         ranges.append((low, high - low + 1))
     (top, height), (left, width) = ranges
     return Box(top, left, height, width)
+
+
+def _grow(region: Box, margin: int, geometry: Geometry) -> Box:
+    """The region and ``margin`` pixels around it, as far as the picture goes."""
+    H, W = geometry.outputs
+    top, left = max(region.top - margin, 0), max(region.left - margin, 0)
+    bottom, right = min(region.top + region.height + margin, H), min(region.left + region.width + margin, W)
+    return Box(top, left, bottom - top, right - left)
 
 
 def _halves(box: Box) -> tuple[Box, Box]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,27 @@ sys.path.insert(0, str(GOLDEN))
 from fill_weights import fill  # noqa: E402
 
 TINY = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_head": False}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native-library", help="a build of csrc/cpu to test instead of the installed one")
+
+
+def pytest_configure() -> None:
+    """Triton's interpreter prepares its language anew at every call of a function: 20 ms each. Once is enough."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from triton.runtime.interpreter import InterpretedFunction
+
+        call, prepared = InterpretedFunction.__call__, set()
+
+        def call_prepared(self, *args, **kwargs):
+            module = self.fn.__module__
+            if module.startswith("triton.") and module not in prepared:
+                prepared.add(module)
+                return call(self, *args, **kwargs)
+            return self.rewrite()(*args, **kwargs)
+
+        InterpretedFunction.__call__ = call_prepared
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -218,7 +218,8 @@ def read_network(trt, graph, tmp_path):
     graphs.save(graph, tmp_path / "encoder.onnx")
     log = build.make_log(trt)
     builder = trt.Builder(log)
-    return build.parse(trt, "tensorrt-rtx", builder, tmp_path / "encoder.onnx", log), (builder, log)
+    network, parser = build.parse(trt, "tensorrt-rtx", builder, tmp_path / "encoder.onnx", log)
+    return network, (parser, builder, log)
 
 
 @pytest.fixture(scope="session")

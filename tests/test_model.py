@@ -7,6 +7,7 @@ from cases import VARIANTS
 from conftest import GOLDEN, TINY, fill_model
 
 from stif_rt.model.config import CONFIGS, Config
+from stif_rt.model.encoder import StateAlignment
 from stif_rt.model.stif import STIF
 
 TOLERANCE = {"features": 5e-6, "sif": 5e-6, "flow": 3e-5, "rgb": 1e-5}
@@ -99,3 +100,14 @@ def test_configuration_survives_a_round_trip():
         assert Config.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="colour_space"):
         Config.from_dict({"colour_space": 1})
+
+
+def test_what_the_zero_state_makes_constant_is_skipped_exactly():
+    """The first step of the recurrence against the same step with its zeros written out."""
+    torch.manual_seed(0)
+    align = fill_model(StateAlignment())
+    x = torch.randn(2, 64, 8, 12)
+    with torch.no_grad():
+        found = align(align.pyramid(x), None)
+        whole = align(align.pyramid(x), torch.zeros_like(x))
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)

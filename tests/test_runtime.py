@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from conftest import TINY, fill_model
 
 from stif_rt import Runtime
+from stif_rt.kernels import native
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Encoder
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import output_size
 
@@ -264,3 +266,28 @@ def test_gpu_equals_cpu(weights, frames):
         runtime.encode(*frames)
         results.append(runtime.render([0.2, 0.9], scale=3.3).cpu())
     torch.testing.assert_close(*results, atol=1e-3, rtol=0)
+
+
+def test_a_shared_frame_is_extracted_once(weights, monkeypatch):
+    """The pair after (a, b) begins with b; what does not follow on, or has another size, is extracted anew."""
+    rng = np.random.default_rng(0)
+    a, b, c, large = (
+        rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((9, 12), (9, 12), (9, 12), (12, 12))
+    )
+    runtime = Runtime.load(weights, device="cpu")
+    extracted = []
+    extract = Encoder.extract
+    monkeypatch.setattr(Encoder, "extract", lambda self, frames: extracted.append(1) or extract(self, frames))
+    for pair, calls in (((a, b), 2), ((b, c), 1), ((a, c), 2), ((c, c), 1), ((large, large), 2)):
+        extracted.clear()
+        runtime.encode(*pair)
+        assert len(extracted) == calls
+        fresh = Runtime.load(weights, device="cpu")
+        fresh.encode(*pair)
+        assert torch.equal(runtime.render(0.3, scale=2), fresh.render(0.3, scale=2))
+
+
+def test_auto_takes_the_dtype_that_the_cpu_is_fastest_with(weights, monkeypatch):
+    for units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(native, "has_bfloat16", lambda units=units: units)
+        assert Runtime.load(weights, device="cpu").dtype == dtype

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stif_rt.model.encoder import Encoder
+from stif_rt.model.encoder import Encoder, Pyramid
 
 
 class TorchEngine:
@@ -14,6 +14,21 @@ class TorchEngine:
         self.encoder = encoder.to(device, dtype).to(memory_format=torch.channels_last).eval()
         self.dtype = dtype
 
+        self._before: tuple[Tensor, Pyramid] | None = None
+
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
-        return self.encoder(frames.to(self.dtype))
+        """A video's next pair begins with the frame that this one ends with: that frame's pyramid is kept."""
+        first, second = frames.unbind(1)
+        kept, self._before = self._before, None
+        if kept is None or not _same(kept[0], first):
+            kept = first, self._extract(first)
+        self._before = second.clone(), self._extract(second)
+        return self.encoder.merge([kept[1], self._before[1]])
+
+    def _extract(self, frames: Tensor) -> Pyramid:
+        return self.encoder.extract(frames.to(self.dtype, memory_format=torch.channels_last))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)

@@ -5,13 +5,13 @@ from types import ModuleType
 
 import torch
 
-from stif_rt.kernels import reference
+from stif_rt.kernels import cpu, reference, triton
 from stif_rt.kernels.interface import Kernels
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
 """By preference. Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
 ``build(functions, device, dtype)``."""
 

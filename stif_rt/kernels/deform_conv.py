@@ -1,7 +1,7 @@
 """Modulated deformable convolution as the PyTorch operation ``stif_rt::deform_conv2d``, for inference.
 
-One operation for every device, so that ``torch.compile`` and export see one node. On CUDA it runs
-``csrc/cuda/deform_conv.cu``, compiled by NVRTC for the GPU found; that file says what it computes and costs.
+One operation for every device, so that ``torch.compile`` and export see one node. On CPUs it runs the native kernel of
+``csrc/cpu``, on CUDA ``csrc/cuda/deform_conv.cu``, compiled by NVRTC for the GPU found; they say what they cost.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stif_rt.kernels import cpu
 from stif_rt.model.deform_conv import TAPS, deform_conv2d_by_pytorch, deform_conv2d_grid_sample
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
     Returns [B, O, h, w], channels last where x is. Raises ValueError for shapes or dtypes that do not fit.
     """
     check(x, offset, mask, weight, bias)
-    found = deform_conv2d_by_pytorch(x, offset, mask, weight, bias)
+    native = cpu.deform_conv_unavailable(x.dtype) is None
+    found = (cpu.deform_conv2d if native else deform_conv2d_by_pytorch)(x, offset, mask, weight, bias)
     return found.contiguous(memory_format=_memory_format(x))
 
 

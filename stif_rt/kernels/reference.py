@@ -45,14 +45,7 @@ class ReferenceKernels:
         self.dtype = dtype
 
     def project(self, features: Tensor, frames: Tensor) -> Projections:
-        maps = torch.cat((features.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).float()
-
-        def project(network: FoldedSiren | None) -> tuple[Tensor, ...]:
-            columns = () if network is None else network.projections
-            return tuple(self._linear(maps, weight).to(self.dtype) for weight in columns)
-
-        images = frames.movedim(2, -1).float().contiguous()
-        return Projections(project(self.weights.sif), project(self.weights.tif), project(self.weights.decoder), images)
+        return project(self.weights, features, frames, self.dtype)
 
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
@@ -155,10 +148,24 @@ class ReferenceKernels:
         return self._linear(x, *network.output)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(self._round(x), self._round(weight), bias)
+        return linear(x, weight, bias, self.dtype)
 
-    def _round(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype).float()
+
+def project(weights: FoldedWeights, features: Tensor, frames: Tensor, dtype: torch.dtype) -> Projections:
+    """The first layers' shared columns at the input's size. See ``Kernels.project``."""
+    maps = torch.cat((features.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).float()
+
+    def apply(network: FoldedSiren | None) -> tuple[Tensor, ...]:
+        columns = () if network is None else network.projections
+        return tuple(linear(maps, weight, None, dtype).to(dtype) for weight in columns)
+
+    images = frames.movedim(2, -1).float().contiguous()
+    return Projections(apply(weights.sif), apply(weights.tif), apply(weights.decoder), images)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x W^T + bias in float32, x and the weight rounded to ``dtype`` first."""
+    return F.linear(x.to(dtype).float(), weight.to(dtype).float(), bias)
 
 
 def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Layer names are those of published checkpoints.
 
 import itertools
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ OFFSETS = 2 * TAPS * DEFORMABLE_GROUPS
 
 Pyramid = tuple[Tensor, Tensor, Tensor]
 """Feature maps at full, half and quarter size: [B, 64, h, w], [B, 64, h/2, w/2], [B, 64, h/4, w/4]."""
+Source = tuple[Tensor | None, Tensor, Tensor]
+"""A pyramid, or one of a full-size map of zeros, given as None: the first state of the recurrence. What follows from
+those zeros alone is not computed."""
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -26,7 +29,8 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv
 
 
 def leaky(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.1)
+    """In place: x is always a convolution's output, which nothing else reads."""
+    return F.leaky_relu_(x, 0.1)
 
 
 def upsample2(x: Tensor) -> Tensor:
@@ -45,7 +49,7 @@ class ResidualBlock(nn.Module):
             nn.init.constant_(cast(Tensor, layer.bias), 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)
 
 
 class DeformableConv(nn.Module):
@@ -97,27 +101,37 @@ class Alignment(nn.Module):
                     self.add_module(f"L{level}_fea_conv_{side}", conv(2 * CHANNELS, CHANNELS))
                 self.add_module(f"L{level}_dcnpack_{side}", DeformableConv())
 
-    def one_side(self, source: Pyramid, other: Pyramid, side: str) -> Tensor:
+    def one_side(self, source: Source, other: Source, side: str) -> Tensor:
         """Coarse to fine: at each level the offset feature (doubled) and the aligned feature of the level above."""
 
-        def layer(name: str) -> nn.Module:
+        def layer(name: str) -> Any:
             return self.get_submodule(f"{name}_{side}")
 
-        offset = leaky(layer("L3_offset_conv1")(torch.cat((source[2], other[2]), 1)))
-        offset = leaky(layer("L3_offset_conv2")(offset))
+        def both(name: str, x: Tensor, y: Tensor | None) -> Tensor:
+            """The convolution of x and y, one after the other; of x alone where y is zero."""
+            convolution = layer(name)
+            if y is None:
+                return F.conv2d(x, convolution.weight[:, :CHANNELS], convolution.bias, padding=1)
+            return convolution(torch.cat((x, y), 1))
+
+        offset = leaky(layer("L3_offset_conv2")(leaky(both("L3_offset_conv1", source[2], other[2]))))
         aligned = leaky(layer("L3_dcnpack")(source[2], offset))
         for level in (2, 1):
-            coarse, x = offset, source[level - 1]
-            offset = leaky(layer(f"L{level}_offset_conv1")(torch.cat((x, other[level - 1]), 1)))
-            offset = leaky(layer(f"L{level}_offset_conv2")(torch.cat((offset, 2 * upsample2(coarse)), 1)))
-            offset = leaky(layer(f"L{level}_offset_conv3")(offset))
-            aligned = torch.cat((layer(f"L{level}_dcnpack")(x, offset), upsample2(aligned)), 1)
-            aligned = layer(f"L{level}_fea_conv")(aligned)
+            coarse, x, y = offset, source[level - 1], other[level - 1]
+            up = upsample2(aligned)
+            if x is None:  # wherever zeros are read, the bias is left
+                deformed = layer(f"L{level}_dcnpack").bias.view(1, -1, 1, 1).expand_as(up)
+            else:
+                offset = leaky(both(f"L{level}_offset_conv1", x, y))
+                offset = leaky(both(f"L{level}_offset_conv2", offset, 2 * upsample2(coarse)))
+                offset = leaky(layer(f"L{level}_offset_conv3")(offset))
+                deformed = layer(f"L{level}_dcnpack")(x, offset)
+            aligned = both(f"L{level}_fea_conv", deformed, up)
             if level == 2:
                 aligned = leaky(aligned)
         return aligned
 
-    def forward(self, first: Pyramid, second: Pyramid) -> Tensor:
+    def forward(self, first: Source, second: Source) -> Tensor:
         """[B, 128, h, w]: the first pyramid aligned, then the second."""
         return torch.cat((self.one_side(first, second, "1"), self.one_side(second, first, "2")), 1)
 
@@ -130,8 +144,13 @@ class StateAlignment(PyramidConvs):
         self.pcd_align = Alignment()
         self.fusion = conv(2 * CHANNELS, CHANNELS, 1)
 
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return self.fusion(self.pcd_align(self.pyramid(x), self.pyramid(state)))
+    def forward(self, x: Pyramid, state: Tensor | None) -> Tensor:
+        """x: the current input's pyramid. state: [B, 64, h, w], None for zeros."""
+        if state is None:
+            _, level2, level3 = self.pyramid(torch.zeros_like(x[0]))
+            return self.fusion(self.pcd_align(x, (None, level2, level3)))
+
+        return self.fusion(self.pcd_align(x, self.pyramid(state)))
 
 
 class Gates(nn.Module):
@@ -153,10 +172,10 @@ class DeformableConvLSTM(nn.Module):
         self.cell_list = nn.ModuleList((Gates(),))
 
     def forward(self, sequence: list[Tensor]) -> list[Tensor]:
-        hidden = cell = torch.zeros_like(sequence[0])
+        hidden = cell = None
         outputs = []
         for x in sequence:
-            hidden, cell = self.pcd_h(x, hidden), self.pcd_c(x, cell)
+            hidden, cell = self.pcd_h(self.pcd_h.pyramid(x), hidden), self.pcd_c(self.pcd_c.pyramid(x), cell)
             gates = self.cell_list[0](torch.cat((x, hidden), 1))
             i, f, o, g = gates.chunk(4, 1)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
@@ -174,9 +193,10 @@ class BidirectionalLSTM(nn.Module):
         self.conv_1x1 = conv(2 * CHANNELS, CHANNELS, 1)
 
     def forward(self, sequence: list[Tensor]) -> list[Tensor]:
-        forward = self.forward_net(sequence)
-        backward = self.forward_net(sequence[::-1])[::-1]
-        return [self.conv_1x1(torch.cat(pair, 1)) for pair in zip(forward, backward, strict=True)]
+        # the directions share their weights: one batch
+        both = self.forward_net([torch.cat(pair) for pair in zip(sequence, sequence[::-1], strict=True)])
+        forward, backward = zip(*(states.chunk(2) for states in both), strict=True)
+        return [self.conv_1x1(torch.cat(pair, 1)) for pair in zip(forward, backward[::-1], strict=True)]
 
 
 class Encoder(PyramidConvs):
@@ -209,14 +229,20 @@ class Encoder(PyramidConvs):
         B, N, _, h, w = frames.shape
         if h % 4 or w % 4:
             raise ValueError(f"height and width must be multiples of 4, not {h}x{w}: pad the frames first")
-        levels = self.pyramid(self.feature_extraction(leaky(self.conv_first(frames.flatten(0, 1)))))
+        levels = self.extract(frames.flatten(0, 1))
         split = [level.unflatten(0, (B, N)).unbind(1) for level in levels]
-        pyramids = [(split[0][n], split[1][n], split[2][n]) for n in range(N)]
+        return self.merge([(split[0][n], split[1][n], split[2][n]) for n in range(N)])
 
+    def extract(self, frames: Tensor) -> Pyramid:
+        """The part that knows one frame at a time: pyramids of frames [B, 3, h, w]."""
+        return self.pyramid(self.feature_extraction(leaky(self.conv_first(frames))))
+
+    def merge(self, pyramids: list[Pyramid]) -> Tensor:
+        """The part that knows neighbours: features [B, 2N - 1, 64, h, w] from the pyramids of N frames."""
         sequence = [pyramids[0][0]]
         for before, after in itertools.pairwise(pyramids):
             sequence += [self.fusion(self.pcd_align(before, after)), after[0]]
         if self.recurrent:
             sequence = self.ConvBLSTM(sequence)
         maps = torch.stack(sequence, 1)
-        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (B, 2 * N - 1))
+        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (len(sequence[0]), len(sequence)))

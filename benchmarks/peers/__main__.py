@@ -1,0 +1,3 @@
+from benchmarks.peers import size_table
+
+print(size_table())

@@ -1,0 +1,75 @@
+"""How the figures look."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import matplotlib
+except ImportError as error:
+    raise RuntimeError("figures need matplotlib: pip install --editable '.[bench]'") from error
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from benchmarks.measure import Line
+
+STYLES = {
+    "stif-rt": ("#d62728", "o"),
+    "stif": ("#ff7f0e", "s"),
+    "zooming_slowmo": ("#1f77b4", "D"),
+    "tmnet": ("#2ca02c", "^"),
+    "super_slomo+edvr": ("#9467bd", "v"),
+    "bicubic": ("#7f7f7f", "."),
+}
+"""Colour and marker of each method."""
+DASHES = ("-", "--", ":", "-.")
+
+plt.rcParams |= {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "svg.hashsalt": "stif-rt",
+}
+
+
+def new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
+    """Room for that many panels [rows, columns], with the legend below and the title above."""
+    return plt.subplots(rows, columns, figsize=(5.5 * columns, 4.2 * rows + 0.8), layout="constrained")
+
+
+def line_styles(lines: list[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Colour and marker say the method, dashes which of its dtypes and backends."""
+    for line in lines:
+        variant = [other for other in lines if other.method == line.method].index(line)
+        colour, marker = STYLES[line.method]
+        dash = DASHES[variant % len(DASHES)]
+        yield line, {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4}
+
+
+def log_scales(axis: Axes) -> None:
+    """Both axes, with plain numbers at 1, 2 and 5 of every decade."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def mark_failures(axis: Axes, positions: Sequence[float], index: int, colour: str) -> None:
+    """Crosses along the top, each line's at its own height."""
+    heights = [1 - 0.025 * index] * len(positions)
+    (marks,) = axis.plot(positions, heights, "x", color=colour, transform=axis.get_xaxis_transform(), clip_on=False)
+    marks.set_in_layout(False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As .png and .svg beside ``path``."""
+    figure.savefig(path.with_suffix(".png"), dpi=160)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,31 @@
+// What the dispatcher knows of one instruction set. Each is compiled in a source of its own, with its own flags.
+#pragma once
+
+#include "stif_rt/cpu.h"
+
+namespace stif_rt {
+
+struct Isa {
+    const char *name;
+    bool bfloat16;
+    int lanes;  // outputs in a panel of packed weights
+    int unit;   // consecutive inputs that one instruction consumes
+    int depth;  // inputs are padded to a multiple of this
+    int tile;   // pixels worked on together
+    const char *(*unavailable)();  // why the CPU or the operating system cannot run it; nullptr where they can
+    // Pixels [begin, end) of the box, the region or the image, counted row by row.
+    void (*implicit)(const stif_rt_implicit &, int64_t begin, int64_t end);
+    void (*decode)(const stif_rt_decode &, int64_t begin, int64_t end);
+    void (*deform_conv)(const stif_rt_deform_conv &, int64_t begin, int64_t end);
+    void (*sine)(const float *, float *, int64_t);
+};
+
+extern const Isa amx, avx512_bf16, avx512, avx2, portable;
+
+// Static, as everything here that several sources compile: the linker must not share what one set's flags produced.
+static inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// A packed layer is its bias, padded to PANEL_BIAS, then one panel after another: [inputs / unit, lanes, unit].
+constexpr int PANEL_BIAS = 16;
+
+}  // namespace stif_rt

@@ -1,0 +1,115 @@
+/* The CPU kernels' C interface: raw pointers and sizes, no torch, no state.
+ *
+ * The caller owns all memory. Maps are channels last. "Element" is float where an instruction set computes in float32,
+ * and the 16 bits of a bfloat16 where it computes in bfloat16 with float32 accumulation.
+ */
+#ifndef STIF_RT_CPU_H
+#define STIF_RT_CPU_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define STIF_RT_API __declspec(dllexport)
+#else
+#define STIF_RT_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define STIF_RT_CHANNELS 64 /* of every feature map, and of every first layer */
+#define STIF_RT_WIDEST 256  /* outputs of the widest layer */
+#define STIF_RT_LAYERS 5    /* most layers of one network, the local part of the first one included */
+
+/* Instruction sets, by preference. An index into them is called isa below. */
+STIF_RT_API int32_t stif_rt_isa_count(void);
+STIF_RT_API const char *stif_rt_isa_name(int32_t isa);
+STIF_RT_API int32_t stif_rt_isa_bfloat16(int32_t isa); /* whether elements are bfloat16 */
+STIF_RT_API const char *stif_rt_isa_unavailable(int32_t isa); /* why it cannot run here; NULL where it can */
+
+/* y = W x + b with the weights packed for one instruction set. */
+typedef struct {
+    const void *packed; /* from stif_rt_pack; NULL where the layer is missing */
+    int32_t inputs;
+    int32_t outputs;
+} stif_rt_linear;
+
+/* Bytes that stif_rt_pack writes. inputs: at most 65536. */
+STIF_RT_API int64_t stif_rt_packed_bytes(int32_t isa, int32_t inputs, int32_t outputs);
+/* weight: [outputs, inputs]. bias: [outputs], or NULL for zeros. packed: 64-byte aligned. */
+STIF_RT_API void stif_rt_pack(int32_t isa, const float *weight, const float *bias, int32_t inputs, int32_t outputs,
+                              void *packed);
+
+/* A SIREN whose pre-activations are in turns: y = last(sin 2 pi (... sin 2 pi (first))). */
+typedef struct {
+    stif_rt_linear local;                  /* first-layer columns for what is made per pixel; 64 outputs, no bias */
+    stif_rt_linear hidden[STIF_RT_LAYERS]; /* the sine layers after the first, then the last, linear layer */
+    int32_t hidden_count;
+    const float *start; /* [64]: first layer's bias + time column * t */
+} stif_rt_siren;
+
+/* One axis of the picture; tables run over the output's pixels. */
+typedef struct {
+    int64_t inputs, outputs; /* n, N */
+    const int64_t *cells;    /* [N] nearest input pixel */
+    const float *relative;   /* [N] distance from its centre */
+    const float *positions;  /* [N] where the pixel lies, in input pixels */
+    float origin, step;      /* base grid of the warp, normalised: origin + step * (pixel + flow) */
+} stif_rt_axis;
+
+typedef struct {
+    int64_t top, left, height, width;
+} stif_rt_box;
+
+/* Pass 1: F = SIF(nearest(nearest_map), relative position), flow = TIF(F, bilinear(bilinear_map)).
+ * Without a bilinear map there is no second network: the first one's output is F, or the flow where feature is NULL. */
+typedef struct {
+    stif_rt_axis vertical, horizontal;
+    stif_rt_box box;
+    const void *nearest_map;  /* Element [h, w, 64] */
+    const void *bilinear_map; /* Element [h, w, 64] or NULL */
+    const float *relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
+    stif_rt_siren first, second;
+    void *feature; /* Element [box, 64] or NULL */
+    float *flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */
+} stif_rt_implicit;
+
+/* Pass 2: rgb = decoder(F(p0), F(p1), maps[0](p0), maps[1](p1)) + residual, at the positions that the flow points to. */
+typedef struct {
+    stif_rt_axis vertical, horizontal;
+    stif_rt_box region;   /* what is decoded */
+    stif_rt_box box;      /* what feature covers */
+    const void *feature;  /* Element [box, 64] or NULL */
+    const float *flow;    /* [region, 4] or NULL for none */
+    const void *maps[2];  /* Element [h, w, 64] or NULL */
+    const float *frames;  /* [2, h, w, 3] or NULL for no residual */
+    float time;           /* share of the second frame in the residual */
+    stif_rt_siren decoder;
+    float *rgb; /* [3, region] */
+} stif_rt_decode;
+
+/* Modulated deformable 3x3 convolution of one channels-last image; see stif_rt/model/deform_conv.py. */
+typedef struct {
+    int64_t height, width;
+    int32_t groups;
+    const void *x;               /* Element, pixels x_stride elements apart; channels = convolution.inputs / 9 */
+    const void *offset;          /* Element [groups * 9 * 2] a pixel */
+    const void *mask;            /* Element [groups * 9] a pixel */
+    int64_t x_stride, offset_stride, mask_stride, out_stride;
+    stif_rt_linear convolution; /* inputs ordered (tap, channel) */
+    void *out;                  /* Element [outputs] a pixel */
+} stif_rt_deform_conv;
+
+/* Each returns 0, or 1 where memory or threads cannot be had. threads: at most so many, the caller's included. */
+STIF_RT_API int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *arguments, int32_t threads);
+
+/* y = sin(2 pi x), as the kernels compute it. */
+STIF_RT_API void stif_rt_run_sine(int32_t isa, const float *x, float *y, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

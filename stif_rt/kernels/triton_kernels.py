@@ -1,0 +1,329 @@
+"""The two fused passes, as Triton kernels; ``stif_rt.kernels.triton`` launches them.
+
+A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. The 256-wide layers are
+consumed SLICE columns at a time, so that their activations never are whole in registers. Products take their operands
+in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
+
+Layout of a network's parameters, which ``stif_rt.kernels.triton.pack`` writes: ``weights`` holds its matrices
+[inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's column for the time,
+its bias, its two columns for the relative position where it has them, the hidden biases, and the output's bias.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+"""Triton's interpreter knows no inline assembly."""
+C = tl.constexpr(64)  # channels
+WIDE = tl.constexpr(256)  # width of the last hidden layers
+PADDED = tl.constexpr(16)  # outputs of a last layer with few of them: the smallest matrix product
+LIMIT = tl.constexpr(1 - 1e-6)  # of normalised coordinates
+TWO_PI = tl.constexpr(6.283185307179586)
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest whole number
+ROUND_BITS = tl.constexpr(0x4B400000)  # the same as an integer: whole numbers appear in the lowest bits
+
+
+@triton.jit
+def sine(turns):
+    """sin(2 pi turns) by range reduction in turns, then the hardware sine.
+
+    Rounding by two additions, because conversions take the same scarce unit as the sine itself.
+    """
+    radians = (turns - ((turns + ROUND) - ROUND)) * TWO_PI
+    if INTERPRETED:
+        return tl.sin(radians)
+    return tl.inline_asm_elementwise(
+        "sin.approx.ftz.f32 $0, $1;", "=f,f", [radians], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def vector(pointer, SIZE: tl.constexpr):
+    return tl.load(pointer + tl.arange(0, SIZE))[None, :]
+
+
+@triton.jit
+def matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    return tl.load(pointer + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
+
+
+@triton.jit
+def multiply_add(x, weight, total):
+    return tl.dot(x, weight, total, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def sine_layer(x, weight, bias):
+    """sin of a linear layer, in the dtype of x. bias: float32 [1, outputs]."""
+    total = tl.broadcast_to(bias, [x.shape[0], weight.shape[1]])
+    return sine(multiply_add(x, weight, total)).to(x.dtype)
+
+
+@triton.jit
+def hidden_layers(
+    first, weights, vectors, bias, width, OUTPUTS: tl.constexpr, SLICE: tl.constexpr, dtype: tl.constexpr
+):
+    """From the first layer's sum (in turns): sine layers 64-64-256, then a linear layer to OUTPUTS without a sine.
+
+    first: float32 [M, 64]. weights: its matrices from the second on. vectors: its hidden biases from the second on.
+    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler: unrolled, the loop overflows the
+    instruction cache. Returns float32 [M, OUTPUTS].
+    """
+    x = sine(first).to(dtype)
+    x = sine_layer(x, matrix(weights, C, C, C), vector(vectors, C))
+    wide = weights + C * C
+    last = wide + C * WIDE
+    total = tl.broadcast_to(bias, [first.shape[0], OUTPUTS])
+    # A slice's sines do not wait for the product of the slice before: the two run on different units.
+    part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
+    for start in tl.range(SLICE, width, SLICE):
+        following = sine_layer(x, matrix(wide + start, C, SLICE, WIDE), vector(vectors + C + start, SLICE))
+        total = multiply_add(part, matrix(last + (start - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+        part = following
+    return multiply_add(part, matrix(last + (WIDE - SLICE) * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
+
+
+@triton.jit
+def bilinear_corner(maps, first_pixel, row, column, share, height, width, CHANNELS: tl.constexpr):
+    """One neighbour's part of a bilinear sample: zero outside the map, which is never read there. [M, CHANNELS]."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row = tl.minimum(tl.maximum(row, 0), height - 1)
+    column = tl.minimum(tl.maximum(column, 0), width - 1)
+    pixel = first_pixel + (row * width + column)
+    value = tl.load(maps + pixel[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :])
+    return tl.where(inside, share, 0.0)[:, None] * value.to(tl.float32)
+
+
+@triton.jit
+def split_position(position):
+    """The whole number below a position (or, for a whole one, possibly the one before), as integer, and the rest."""
+    rounded = (position - 0.5) + ROUND
+    return rounded.to(tl.int32, bitcast=True) - ROUND_BITS, position - (rounded - ROUND)
+
+
+@triton.jit
+def bilinear(maps, first_pixel, y, x, height, width, CHANNELS: tl.constexpr):
+    """Bilinear samples of a map with channels last at positions in pixels, zero outside. float32 [M, CHANNELS].
+
+    first_pixel: int64, where the map begins, in pixels. y, x: float32 [M], finite, less than 2^22.
+    """
+    row, down = split_position(y)
+    column, right = split_position(x)
+    sample = bilinear_corner(maps, first_pixel, row, column, (1 - down) * (1 - right), height, width, CHANNELS)
+    sample += bilinear_corner(maps, first_pixel, row, column + 1, (1 - down) * right, height, width, CHANNELS)
+    sample += bilinear_corner(maps, first_pixel, row + 1, column, down * (1 - right), height, width, CHANNELS)
+    sample += bilinear_corner(maps, first_pixel, row + 1, column + 1, down * right, height, width, CHANNELS)
+    return sample
+
+
+@triton.jit
+def tile_pixels(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows and columns in the box of this program's pixels, int32 [M], and which exist; the others repeat the last."""
+    tiles = tl.cdiv(width, COLUMNS)
+    tile = tl.program_id(0)
+    pixel = tl.arange(0, ROWS * COLUMNS)
+    row = tile // tiles * ROWS + pixel // COLUMNS
+    column = tile % tiles * COLUMNS + pixel % COLUMNS
+    exists = (row < height) & (column < width)
+    return tl.minimum(row, height - 1), tl.minimum(column, width - 1), exists
+
+
+@triton.jit(do_not_specialize=["times_per_pair", "h", "w", "top", "left", "height", "width", "wide"])
+def implicit_kernel(
+    located_map,
+    tif_map,
+    located_weights,
+    located_vectors,
+    tif_weights,
+    tif_vectors,
+    times,
+    cells_y,
+    relative_y,
+    positions_y,
+    cells_x,
+    relative_x,
+    positions_x,
+    feature,
+    flow,
+    times_per_pair,
+    h,
+    w,
+    top,
+    left,
+    height,
+    width,
+    wide,
+    SIF: tl.constexpr,
+    TIF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """Pass 1: F = SIF(nearest(P), relative position, t), flow = TIF(F, bilinear(P_tif), t).
+
+    located: the network that sees the relative position: SIF, or without SIF ("-s") the one that makes the flow.
+    Reads per pixel 128 B of the SIF projection and 512 B of the TIF projection in half precision, nearly all of it from
+    the cache; writes 128 B of F and 16 B of flow. Floor: 63 k multiply-adds and 768 sines.
+    """
+    dtype: tl.constexpr = located_weights.dtype.element_ty
+    row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
+    frame = tl.program_id(1).to(tl.int64)
+    pair = frame // times_per_pair
+    t = tl.load(times + frame)
+    y, x = row + top, column + left
+    channels = tl.arange(0, C)[None, :]
+    out = (frame * height + row) * width + column  # int64
+
+    cell = (pair * h + tl.load(cells_y + y)) * w + tl.load(cells_x + x)
+    first = tl.load(located_map + cell[:, None] * C + channels).to(tl.float32)
+    first += vector(located_vectors, C) * t + vector(located_vectors + C, C)
+    first += tl.load(relative_y + y)[:, None] * vector(located_vectors + 2 * C, C)
+    first += tl.load(relative_x + x)[:, None] * vector(located_vectors + 3 * C, C)
+    biases = located_vectors + 4 * C
+    if SIF:
+        sif = hidden_layers(first, located_weights, biases, vector(biases + C + WIDE, C), wide, C, SLICE, dtype).to(
+            dtype
+        )
+        tl.store(feature + out[:, None] * C + channels, sif, mask=exists[:, None])
+        if TIF:
+            first = bilinear(tif_map, pair * h * w, tl.load(positions_y + y), tl.load(positions_x + x), h, w, C)
+            first += vector(tif_vectors, C) * t + vector(tif_vectors + C, C)
+            first = multiply_add(sif, matrix(tif_weights, C, C, C), first)
+            biases = tif_vectors + 2 * C
+            weights = tif_weights + C * C
+    else:
+        weights = located_weights
+    if TIF:
+        found = hidden_layers(first, weights, biases, vector(biases + C + WIDE, PADDED), wide, PADDED, SLICE, dtype)
+        component = tl.arange(0, PADDED)[None, :]
+        tl.store(flow + out[:, None] * 4 + component, found, mask=exists[:, None] & (component < 4))
+
+
+@triton.jit
+def warp(pixel, flow, origin, step):
+    """Normalised coordinate that an output pixel reads; NaN becomes -LIMIT."""
+    coordinate = origin + step * (pixel.to(tl.float32) + flow)
+    coordinate = tl.where(coordinate > -LIMIT, coordinate, -LIMIT)
+    return tl.where(coordinate < LIMIT, coordinate, LIMIT)
+
+
+@triton.jit
+def to_pixels(coordinate, size):
+    return ((coordinate + 1) * size - 1) / 2
+
+
+@triton.jit
+def bilinear_colour(frames, first, y, x, h, w, channel: tl.constexpr):
+    """One channel of a frame [h, w, 3], bilinear with the border repeated; first: int64, of the frame. float32 [M]."""
+    row, down = split_position(tl.minimum(tl.maximum(y, 0.0), h - 1.0))
+    column, right = split_position(tl.minimum(tl.maximum(x, 0.0), w - 1.0))
+    top, bottom = tl.maximum(row, 0) * w, tl.minimum(row + 1, h - 1) * w
+    left, beyond = tl.maximum(column, 0), tl.minimum(column + 1, w - 1)
+    colours = frames + first + channel
+    upper = tl.load(colours + (top + left) * 3) * (1 - right) + tl.load(colours + (top + beyond) * 3) * right
+    lower = tl.load(colours + (bottom + left) * 3) * (1 - right) + tl.load(colours + (bottom + beyond) * 3) * right
+    return upper * (1 - down) + lower * down
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("times_per_pair", "h", "w", "H", "W", "top", "left", "height", "width"),
+        *("box_top", "box_left", "box_height", "box_width", "wide"),
+    ]
+)
+def decode_kernel(
+    feature,
+    decoder_map0,
+    decoder_map1,
+    frames,
+    flow,
+    weights,
+    vectors,
+    times,
+    out,
+    times_per_pair,
+    h,
+    w,
+    H,
+    W,
+    top,
+    left,
+    height,
+    width,
+    box_top,
+    box_left,
+    box_height,
+    box_width,
+    origin_y,
+    step_y,
+    origin_x,
+    step_x,
+    wide,
+    FEATURE: tl.constexpr,
+    FLOW: tl.constexpr,
+    AGGREGATION: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """Pass 2: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) at the positions p0, p1 to which the flow points.
+
+    Reads per pixel 16 B of flow and, nearly all of it from the cache, 2 kB of F and the projections in half precision;
+    writes 12 B, planar float32, or 3 B, interleaved uint8, by the dtype of ``out``. Floor: 95 k multiply-adds and 640
+    sines.
+    """
+    dtype: tl.constexpr = weights.dtype.element_ty
+    row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
+    frame = tl.program_id(1).to(tl.int64)
+    pair = frame // times_per_pair
+    t = tl.load(times + frame)
+    pixel = (frame * height + row) * width + column  # int64
+
+    first = tl.broadcast_to(vector(vectors, C) * t + vector(vectors + C, C), [ROWS * COLUMNS, C])
+    red = tl.zeros([ROWS * COLUMNS], tl.float32)
+    green = tl.zeros([ROWS * COLUMNS], tl.float32)
+    blue = tl.zeros([ROWS * COLUMNS], tl.float32)
+    for k in tl.static_range(2):
+        u, v = 0.0, 0.0
+        if FLOW:
+            u, v = tl.load(flow + pixel * 4 + 2 * k), tl.load(flow + pixel * 4 + 2 * k + 1)
+        y = warp(row + top, v, origin_y, step_y)
+        x = warp(column + left, u, origin_x, step_x)
+        if FEATURE:
+            rows, columns = to_pixels(y, H) - box_top, to_pixels(x, W) - box_left
+            sample = bilinear(feature, frame * box_height * box_width, rows, columns, box_height, box_width, C)
+            first = multiply_add(sample.to(dtype), matrix(weights + k * C * C, C, C, C), first)
+        rows, columns = to_pixels(y, h), to_pixels(x, w)
+        if AGGREGATION:
+            first += bilinear(decoder_map1 if k else decoder_map0, pair * h * w, rows, columns, h, w, C)
+        if RESIDUAL:
+            share = t if k else 1 - t
+            start = (pair * 2 + k) * h * w * 3
+            red += share * bilinear_colour(frames, start, rows, columns, h, w, 0)
+            green += share * bilinear_colour(frames, start, rows, columns, h, w, 1)
+            blue += share * bilinear_colour(frames, start, rows, columns, h, w, 2)
+
+    matrices = weights + (2 * C * C if FEATURE else 0)
+    biases = vectors + 2 * C
+    last = sine(hidden_layers(first, matrices, biases, vector(biases + C + WIDE, WIDE), wide, WIDE, SLICE, dtype))
+    # Three outputs are too few for a matrix product.
+    output = vectors + 2 * C + C + 2 * WIDE
+    red += tl.sum(last * vector(output, WIDE), 1) + tl.load(output + 3 * WIDE)
+    green += tl.sum(last * vector(output + WIDE, WIDE), 1) + tl.load(output + 3 * WIDE + 1)
+    blue += tl.sum(last * vector(output + 2 * WIDE, WIDE), 1) + tl.load(output + 3 * WIDE + 2)
+    store_colour(out, frame, pixel, exists, red, 0, height, width)
+    store_colour(out, frame, pixel, exists, green, 1, height, width)
+    store_colour(out, frame, pixel, exists, blue, 2, height, width)
+
+
+@triton.jit
+def store_colour(out, frame, pixel, exists, value, channel: tl.constexpr, height, width):
+    if out.dtype.element_ty == tl.uint8:
+        value = tl.where(value > 0, tl.minimum(value, 1.0), 0.0) * 255 + ROUND
+        tl.store(out + pixel * 3 + channel, (value.to(tl.int32, bitcast=True) - ROUND_BITS).to(tl.uint8), mask=exists)
+    else:
+        plane = frame * height * width
+        tl.store(out + (pixel + 2 * plane + channel * (height * width)), value, mask=exists)
