@@ -28,7 +28,7 @@ from rich.text import Text
 
 from stif_rt import __version__
 from stif_rt import bench as benchmark
-from stif_rt.engines import ENGINES
+from stif_rt.engines import ENGINES, bundle_engines
 from stif_rt.evaluation.datasets import DATASETS, load_dataset
 from stif_rt.evaluation.methods import BASELINE, Method, external, ours, predictions
 from stif_rt.evaluation.metrics import Window
@@ -61,8 +61,8 @@ state = {"verbose": False}
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help=f"auto (the fastest here), {', '.join(DTYPES)}.")]
 KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
-EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}.")]
-Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file; else the bundled ones.")]
+EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}; or one that a bundle holds.")]
+Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.")]
 
 
 class Rate(ProgressColumn):
@@ -217,6 +217,8 @@ def info() -> None:
         for dtype_name, dtype in DTYPES.items():
             for engine in ENGINES:
                 table.add_row(f"encoder {engine}", device, dtype_name, "yes")
+            for engine, why in bundle_engines(torch.device(device), dtype).items():
+                table.add_row(f"encoder {engine} (bundles)", device, dtype_name, f"no: {why}" if why else "yes")
             for name, module in BACKENDS.items():
                 reason = module.unavailable_reason(Config(), torch.device(device), dtype)
                 table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
@@ -577,10 +579,27 @@ for module, summary in (
     bench.command(module, help=summary, add_help_option=False, context_settings=passed_on)(forward_to(module))
 
 
-def main() -> Any:
-    """Runs the command line; errors of the user's making become one line and exit status 1."""
+@app.command(
+    "export",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def export_(context: typer.Context) -> None:
+    """Turn weights into a bundle for ONNX Runtime or TensorRT, or into an ONNX file."""
     try:
-        return app()
+        commands = importlib.import_module("stif_export.cli")
+    except ImportError as error:
+        raise RuntimeError(f"exporting needs more packages ({error}): pip install 'stif-rt[export]'") from error
+    commands.app(context.args, prog_name="stif-rt export")
+
+
+def main() -> Any:
+    return run(app)
+
+
+def run(commands: typer.Typer) -> Any:
+    """Runs a command line; errors of the user's making become one line and exit status 1."""
+    try:
+        return commands()
     except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, MemoryError, av.FFmpegError) as error:
         if state["verbose"]:
             traceback.print_exc()

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stif_rt.engines import Engine, make_engine
+from stif_rt.bundle import read_bundle
+from stif_rt.engines import Engine, make_bundle_engine, make_engine
 from stif_rt.graphs import FrameGraphs
 from stif_rt.kernels import make_kernels, native
 from stif_rt.kernels.interface import Box, Kernels, Projections
@@ -84,15 +85,23 @@ class Runtime:
     ) -> "Runtime":
         """A runtime with the given weights.
 
-        weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones. device: ``auto`` (a GPU if
-        there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: what
-        the device is fastest with, float16 on GPUs, bfloat16 on CPUs that have units for it, else float32. kernels,
-        encoder: names that ``stif-rt info`` lists, or ``auto``. use_graph: replay whole frames that fit ``max_memory``
-        as a CUDA graph: less work for the host, at the price of one copy of the pair's maps and of the picture.
+        weights: a published ``.pth`` or a ``.safetensors`` file; None for the bundled ones; or a bundle, the folder
+        that ``stif-rt export bundle`` writes, whose encoder has an engine and a dtype of its own. device: ``auto`` (a
+        GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``. dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``:
+        what the device is fastest with, float16 on GPUs, bfloat16 on CPUs that have units for it, else float32.
+        kernels, encoder: names that ``stif-rt info`` lists, or ``auto``. use_graph: replay whole frames that fit
+        ``max_memory`` as a CUDA graph: less work for the host, at the price of one copy of the pair's maps and of the
+        picture.
 
         Raises FileNotFoundError or ValueError for weights that cannot be used, ValueError for unknown names, and
         RuntimeError, with the reason, for a device or backend that cannot run here.
         """
+        if weights is not None and Path(weights).is_dir():
+            place, precision = _choose(device, dtype, max_memory, use_graph)
+            bundle = read_bundle(Path(weights))
+            engine = make_bundle_engine(encoder, bundle, place)
+            functions = make_kernels(kernels, bundle.functions(), place, precision)
+            return cls(bundle.manifest.config, engine, functions, place, precision, max_memory, use_graph)
         model = load_model(bundled_weights() if weights is None else Path(weights))
         return cls.from_model(
             model,
@@ -117,14 +126,7 @@ class Runtime:
         use_graph: bool = False,
     ) -> "Runtime":
         """A runtime of a network in memory, which it takes over: it is moved and converted. As ``load`` otherwise."""
-        if dtype not in ("auto", *DTYPES):
-            raise ValueError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
-        if max_memory <= 0:
-            raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
-        place = choose_device(device)
-        precision = choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
-        if use_graph and place.type != "cuda":
-            raise ValueError(f"use_graph needs a CUDA GPU, and the device is {place.type!r}")
+        place, precision = _choose(device, dtype, max_memory, use_graph)
         return cls(
             model.config,
             make_engine(encoder, model.encoder, place, precision),
@@ -271,6 +273,17 @@ class Runtime:
 @functools.lru_cache(maxsize=8)
 def _geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int], device: torch.device) -> Geometry:
     return make_geometry(config, inputs, outputs).to(device)
+
+
+def _choose(device: str, dtype: str, max_memory: int, use_graph: bool) -> tuple[torch.device, torch.dtype]:
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
+    if max_memory <= 0:
+        raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
+    place = choose_device(device)
+    if use_graph and place.type != "cuda":
+        raise ValueError(f"use_graph needs a CUDA GPU, and the device is {place.type!r}")
+    return place, choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
 
 
 def bundled_weights() -> Path:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.model.stif import STIF
+from stif_rt.runtime import bundled_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -94,6 +96,19 @@ def paper_model() -> STIF:
 def tiny_model() -> STIF:
     """The structure of stif-s with fewer blocks."""
     return fill_model(STIF(Config(**TINY, grid="centres", residual=True)))
+
+
+@pytest.fixture(scope="session")
+def compact_model() -> STIF:
+    """The bundled weights."""
+    return load_model(bundled_weights()).eval()
+
+
+@pytest.fixture(scope="session")
+def compact_graph(compact_model):
+    """Its encoder as traced for ONNX, float32, any size."""
+    graphs = pytest.importorskip("stif_export.graphs", reason="needs the packages of the extra export")
+    return graphs.encoder_graph(compact_model.encoder, compact_model.config, torch.float32)
 
 
 @pytest.fixture

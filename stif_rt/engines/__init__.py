@@ -9,12 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stif_rt.bundle import ENGINE, GRAPH, WEIGHTS, Bundle
+from stif_rt.engines import ort, trt
 from stif_rt.engines.compiled import CompiledEngine
 from stif_rt.engines.pytorch import TorchEngine
+from stif_rt.model.checkpoints import load_model
 from stif_rt.model.encoder import Encoder
 
 ENGINES = ("compiled", "torch")
-"""``auto`` takes ``compiled`` on a GPU and ``torch`` elsewhere."""
+"""``auto`` takes ``compiled`` on a GPU and ``torch`` elsewhere. Bundles bring their own: ``make_bundle_engine``."""
 
 
 class Engine(Protocol):
@@ -30,3 +33,36 @@ def make_engine(name: str, encoder: Encoder, device: torch.device, dtype: torch.
     if name == "compiled" or (name == "auto" and device.type == "cuda"):
         return CompiledEngine(encoder, device, dtype)
     return TorchEngine(encoder, device, dtype)
+
+
+def bundle_engines(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """The engines that bundles can bring, and why they cannot run, or None."""
+    reasons = {"onnx": ort.unavailable_reason(device, dtype)}
+    return reasons | {flavour: trt.unavailable_reason(flavour, device) for flavour in trt.MODULES}
+
+
+def make_bundle_engine(name: str, bundle: Bundle, device: torch.device) -> Engine:
+    """The engine that runs a bundle's encoder, in the bundle's dtype.
+
+    name: ``auto`` for the one it was made for; ``torch``; ``onnx`` or ``onnx:PROVIDER``; ``tensorrt``;
+    ``tensorrt-rtx``. Raises ValueError for one that the bundle does not hold, and RuntimeError, with the reason, for
+    one that cannot run here.
+    """
+    manifest = bundle.manifest
+    chosen, _, provider = (manifest.engine if name == "auto" else name).partition(":")
+    dtype = manifest.torch_dtype
+    if chosen == "torch":
+        return TorchEngine(load_model(bundle.folder / WEIGHTS).encoder, device, dtype)
+    if chosen == "onnx" and manifest.sizes is not None and manifest.form != "plugin":
+        return ort.OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, dtype, provider or "auto")
+    if chosen in trt.MODULES and chosen == manifest.engine and manifest.sizes is not None:
+        reason = trt.unavailable_reason(chosen, device)
+        if reason is not None:
+            raise RuntimeError(f"the encoder engine {chosen!r} cannot run: {reason}")
+        here = trt.engine_key(chosen, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
+        trt.check_key(manifest.engine_key, here, bundle.folder)
+        return trt.TensorRTEngine(chosen, bundle.folder / ENGINE, manifest.sizes, device, dtype)
+    raise ValueError(
+        f"bundle {bundle.folder} has no encoder for the engine {name!r}: it was made for {manifest.engine!r}"
+        + (" and its deformable convolutions are TensorRT plugins" if manifest.form == "plugin" else "")
+    )

@@ -114,8 +114,8 @@ def make_geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, i
 def in_output_pixels(flow: Tensor, geometry: Geometry) -> Tensor:
     """TIF's output, (x0, y0, x1, y1) on the last axis, in output pixels whatever unit the model counts in."""
     x, y = geometry.horizontal.flow_unit, geometry.vertical.flow_unit
-    if x == y:
-        return flow if x == 1 else flow * x
+    if isinstance(x, float) and x == y == 1:  # in an exported graph they are tensors
+        return flow
     return torch.stack([part * unit for part, unit in zip(flow.unbind(-1), (x, y, x, y), strict=True)], -1)
 
 

@@ -221,7 +221,7 @@ class BidirectionalLSTM(nn.Module):
     def forward(self, sequence: list[Tensor]) -> list[Tensor]:
         # the directions share their weights: one batch
         both = self.forward_net([torch.cat(pair) for pair in zip(sequence, sequence[::-1], strict=True)])
-        forward, backward = zip(*(states.chunk(2) for states in both), strict=True)
+        forward, backward = zip(*(states.unflatten(0, (2, -1)).unbind() for states in both), strict=True)
         return [self.conv_1x1(torch.cat(pair, 1)) for pair in zip(forward, backward[::-1], strict=True)]
 
 
@@ -271,4 +271,4 @@ class Encoder(PyramidConvs):
         if self.recurrent:
             sequence = self.ConvBLSTM(sequence)
         maps = torch.stack(sequence, 1)
-        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (len(sequence[0]), len(sequence)))
+        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (sequence[0].shape[0], len(sequence)))

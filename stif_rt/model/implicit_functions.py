@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import in_output_pixels, make_geometry, warp_coordinates
+from stif_rt.model.coordinates import Geometry, in_output_pixels, make_geometry, warp_coordinates
 from stif_rt.model.siren import Siren
 
 FEATURES = 3 * CHANNELS
@@ -78,11 +78,15 @@ class ImplicitFunctions(nn.Module):
         features: [B, 3, 64, h, w] from the encoder. frames: [B, 2, 3, h, w], RGB in [0, 1]. times: [B], in [0, 1].
         size: (H, W), any two positive integers.
         """
+        check_time(self.config, times)
+        h, w = features.shape[-2:]
+        return self.at(features, frames, times, make_geometry(self.config, (h, w), size).to(features.device))
+
+    def at(self, features: Tensor, frames: Tensor, times: Tensor, geometry: Geometry) -> Decoded:
+        """The frames at ``times`` and the pixels of ``geometry``; as ``forward`` otherwise."""
         config = self.config
-        check_time(config, times)
         B, _, _, h, w = features.shape
-        H, W = size
-        geometry = make_geometry(config, (h, w), size).to(features.device)
+        H, W = geometry.outputs
         vertical, horizontal = geometry.vertical, geometry.horizontal
         encoded = features.flatten(1, 2)  # [B, 192, h, w]
         images = frames.flatten(1, 2)  # [B, 6, h, w]

@@ -1,0 +1,5 @@
+"""``python -m stif_export``: the same as ``stif-rt export``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""Writing bundles; ``stif_rt.bundle`` says what is in one, and reads them."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from stif_rt.bundle import ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
+from stif_rt.engines import trt
+from stif_rt.model.checkpoints import save_model
+from stif_rt.model.stif import STIF
+
+from . import build, graphs
+
+FORMS = {"onnx": "standard", "tensorrt": "plugin", "tensorrt-rtx": "grid-sample"}
+"""Of the deformable convolution, by engine, unless another is asked for."""
+TOOLS = ("stif-rt", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
+
+Progress = Callable[[str], None]
+
+
+def write_bundle(
+    model: STIF,
+    target: Path,
+    engine: str,
+    dtype: str = "float32",
+    sizes: Sizes = graphs.DYNAMIC,
+    *,
+    form: str | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> None:
+    """Writes the bundle ``target``, which appears only when it is complete.
+
+    engine: what is to run the encoder, one of ENGINES. cache: folder for TensorRT's engines and timings.
+    Raises ValueError for unknown names, FileExistsError where ``target`` exists and is not to be overwritten, and
+    RuntimeError where an engine cannot be built here.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown encoder engine {engine!r}; there are: {', '.join(ENGINES)}")
+    form, opset = form or FORMS.get(engine, "standard"), opset or graphs.default_opset(dtype)
+    graphs.check(form, opset, dtype)
+    manifest = Manifest(model.config, engine, dtype, tools=tool_versions())
+    with new_folder(target, overwrite) as folder:
+        save_model(model, folder / WEIGHTS)
+        if engine != "torch":
+            manifest = replace(manifest, form=form, opset=opset, sizes=sizes)
+            progress("tracing the encoder")
+            graph = graphs.encoder_graph(model.encoder, model.config, manifest.torch_dtype, sizes)
+            graphs.save(graphs.finish(graph, form, opset), folder / GRAPH)
+        if engine in trt.MODULES:
+            built, key = build.engine_file(folder / GRAPH, engine, sizes, dtype, cache, progress)
+            shutil.copyfile(built, folder / ENGINE)
+            manifest = replace(manifest, engine_key=key)
+        write_manifest(folder, manifest)
+
+
+def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress = lambda text: None) -> None:
+    """Builds a bundle's TensorRT engine again, for this machine. The bundle is replaced as a whole."""
+    manifest = bundle.manifest
+    if manifest.engine not in trt.MODULES or manifest.sizes is None:
+        raise ValueError(f"bundle {bundle.folder} has no TensorRT engine: it was made for {manifest.engine!r}")
+    with new_folder(bundle.folder, overwrite=True) as folder:
+        for name in (WEIGHTS, GRAPH):
+            shutil.copyfile(bundle.folder / name, folder / name)
+        built, key = build.engine_file(folder / GRAPH, manifest.engine, manifest.sizes, manifest.dtype, cache, progress)
+        shutil.copyfile(built, folder / ENGINE)
+        write_manifest(folder, replace(manifest, engine_key=key, tools=tool_versions()))
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that becomes ``target`` when the block ends without an error, and is removed otherwise."""
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; give --overwrite to replace it")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise FileExistsError(f"{target} exists and is not a bundle, so it is not replaced")
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"the folder {parent} does not exist")
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=parent) as temporary:
+        made = Path(temporary) / "new"
+        made.mkdir()
+        yield made
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        made.rename(target)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest, with the checksums of all other files of the folder."""
+    files = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+
+
+def tool_versions() -> dict[str, str]:
+    versions = {}
+    for package in TOOLS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    versions["torch"] = torch.__version__
+    return versions

@@ -1,0 +1,92 @@
+"""Runs a bundle's encoder by everything on this machine that can, beside PyTorch."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stif_rt.bundle import WEIGHTS, Bundle, Size
+from stif_rt.engines import Engine, make_bundle_engine, ort, trt
+from stif_rt.model.checkpoints import load_model
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
+"""Largest error of a feature, as a share of the largest feature of float32 (or of 1, where that is larger)."""
+TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """engine: a name for ``Runtime.load``. reason: why it could not run; the rest then means nothing.
+
+    largest, mean: error of the features, relative to the largest one. seconds: of the fastest of a few calls.
+    """
+
+    engine: str
+    size: Size | None = None
+    largest: float = math.inf
+    mean: float = math.inf
+    seconds: float = math.inf
+    tolerance: float = 0
+    reason: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.largest <= self.tolerance
+
+
+def engines(bundle: Bundle) -> list[str]:
+    """Everything that could run the bundle's encoder somewhere; the engine that it was made for comes first."""
+    manifest = bundle.manifest
+    names = [manifest.engine] if manifest.engine in trt.MODULES else []
+    if manifest.sizes is not None and manifest.form != "plugin":
+        names += [f"onnx:{provider}" for provider in ort.PROVIDERS]
+    return [*names, "torch"]
+
+
+def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | None = None) -> list[Result]:
+    """One result for each engine and size: the typical size and the smallest; one alone for what cannot run.
+
+    names: engines to run; all that the bundle allows if None. The reference is PyTorch in float32 on the CPU.
+    """
+    manifest = bundle.manifest
+    tolerance = TOLERANCES[manifest.dtype] if tolerance is None else tolerance
+    sizes = [Size(1, 64, 96)] if manifest.sizes is None else [manifest.sizes.typical, manifest.sizes.smallest]
+    encoder = load_model(bundle.folder / WEIGHTS).encoder.eval()
+    cases = []
+    for size in dict.fromkeys(sizes):
+        frames = torch.rand(size.batch, 2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            cases.append((frames, encoder(frames)))
+
+    results = []
+    for name in engines(bundle) if names is None else names:
+        on_cpu = name in ("onnx:cpu", "torch") or (name == "onnx" and not torch.cuda.is_available())
+        device = torch.device("cpu" if on_cpu else "cuda")
+        try:
+            if device.type == "cuda" and not torch.cuda.is_available():
+                raise RuntimeError("PyTorch sees no NVIDIA GPU here")
+            engine = make_bundle_engine(name, bundle, device)
+        except RuntimeError as error:
+            results.append(Result(name, reason=str(error)))
+            continue
+        results += [_compare(name, engine, device, *case, tolerance) for case in cases]
+    return results
+
+
+def _compare(
+    name: str, engine: Engine, device: torch.device, frames: Tensor, expected: Tensor, tolerance: float
+) -> Result:
+    given = frames.to(device)
+    found = engine(given).float().cpu()
+    times = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        engine(given)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    error = ((found - expected).abs() / max(1.0, float(expected.abs().max()))).nan_to_num(nan=math.inf)
+    size = Size(frames.shape[0], *frames.shape[-2:])
+    return Result(name, size, float(error.max()), float(error.mean()), min(times), tolerance)

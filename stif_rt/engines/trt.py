@@ -1,0 +1,116 @@
+"""An exported encoder run by TensorRT or TensorRT-RTX, on PyTorch's stream and with its tensors."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stif_rt.bundle import Size, Sizes
+from stif_rt.model.config import CHANNELS
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+
+
+def import_tensorrt(flavour: str) -> Any:
+    """The module of ``tensorrt`` or ``tensorrt-rtx``, which have one interface. RuntimeError where it is missing."""
+    try:
+        return importlib.import_module(MODULES[flavour])
+    except ImportError as error:
+        raise RuntimeError(f"{flavour} is not installed ({error}): pip install 'stif-rt[{EXTRAS[flavour]}]'") from error
+
+
+def unavailable_reason(flavour: str, device: torch.device) -> str | None:
+    """Why engines of this flavour cannot run on this device, or None."""
+    if device.type != "cuda":
+        return "TensorRT runs on NVIDIA GPUs only"
+    try:
+        import_tensorrt(flavour)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def engine_key(
+    flavour: str, graph_checksum: str, sizes: Sizes, dtype: str, device: torch.device | None
+) -> dict[str, str]:
+    """All that an engine depends on. An engine whose key differs is not loaded.
+
+    device: the GPU it is built for. Those of TensorRT-RTX are finished by the GPU that loads them.
+    """
+    gpu = "any"
+    if flavour == "tensorrt":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = f"{properties.name}, sm_{properties.major}{properties.minor}"
+    return {
+        "builder": f"{flavour} {import_tensorrt(flavour).__version__}",
+        "gpu": gpu,
+        "graph": graph_checksum,
+        "sizes": ", ".join(map(str, sizes)),
+        "dtype": dtype,
+    }
+
+
+def check_key(built: dict[str, str] | None, here: dict[str, str], folder: Path) -> None:
+    """Raises RuntimeError, saying what differs and what to do, where an engine was built for something else."""
+    differences = [
+        f"{name} {(built or {}).get(name, 'unknown')!r} there, {value!r} here"
+        for name, value in here.items()
+        if (built or {}).get(name) != value
+    ]
+    if differences:
+        raise RuntimeError(
+            f"the engine in {folder} was built for something else: {'; '.join(differences)}. "
+            f"Build it again here: stif-rt export tensorrt {folder}"
+        )
+
+
+def make_logger(trt: Any) -> Any:
+    return trt.Logger(trt.Logger.ERROR)
+
+
+class TensorRTEngine:
+    """``engine``: a file that ``stif-rt export`` built. Raises RuntimeError, with the reason, if it cannot run.
+
+    Input and output are allocated once for each size, and nothing waits for the GPU, so that after one call at a size
+    the next can be captured in a CUDA graph. The result is valid until the next call.
+    """
+
+    def __init__(self, flavour: str, engine: Path, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
+        reason = unavailable_reason(flavour, device)
+        if reason is not None:
+            raise RuntimeError(f"the encoder engine {flavour!r} cannot run: {reason}")
+        self.name = flavour
+        self.sizes, self.device, self.dtype = sizes, device, dtype
+        trt = import_tensorrt(flavour)
+        self._logger = make_logger(trt)
+        with torch.cuda.device(device):
+            self._runtime = trt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
+            if self._engine is None:
+                raise RuntimeError(f"{flavour} cannot load {engine}; its own messages say why")
+            self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RuntimeError(f"{flavour} cannot run {engine}, perhaps for lack of GPU memory; its messages say why")
+        self._frames = self._features = torch.empty(0, device=device)
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor) -> Tensor:
+        if frames.shape != self._frames.shape:
+            self._allocate(frames.shape)
+        self._frames.copy_(frames)
+        if not self._context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            raise RuntimeError(f"{self.name} failed to run the encoder; its own messages say why")
+        return self._features
+
+    def _allocate(self, shape: torch.Size) -> None:
+        B, _, _, h, w = shape
+        self.sizes.check(Size(B, h, w))
+        self._frames = torch.empty(shape, device=self.device)
+        self._features = torch.empty(B, 3, CHANNELS, h, w, dtype=self.dtype, device=self.device)
+        if not self._context.set_input_shape("frames", tuple(shape)):
+            raise RuntimeError(f"{self.name} does not take frames of shape {list(shape)}")
+        self._context.set_tensor_address("frames", self._frames.data_ptr())
+        self._context.set_tensor_address("features", self._features.data_ptr())
