@@ -18,6 +18,7 @@ def test_wheel_holds_all_modules_and_weights(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
+    modules |= {f"stif_export/{path.name}" for path in (ROOT / "export").glob("*.py")}
     assert modules <= names
     assert {"stif_rt/weights/stif-s.safetensors", "stif_rt/weights/README.md", "stif_rt/py.typed"} <= names
 
