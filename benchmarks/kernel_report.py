@@ -130,8 +130,10 @@ def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[
     return types, attributes
 
 
-def compile_triton(kernel: str, capability: int, dtype: str, launch: Launch | None = None) -> Report:
-    """Compiles one pass for a GPU; the decoder with the residual, the larger form."""
+def compile_triton(
+    kernel: str, capability: int, dtype: str, launch: Launch | None = None, **without: bool | None
+) -> Report:
+    """Compiles one pass for a GPU; the decoder with the residual, the larger form. without: flags and maps it lacks."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -143,7 +145,7 @@ def compile_triton(kernel: str, capability: int, dtype: str, launch: Launch | No
         chosen = launches(divmod(capability, 10), torch_dtype)
         launch = chosen.implicit if kernel == "implicit_kernel" else chosen.decode
     flags = ("SIF", "TIF") if kernel == "implicit_kernel" else ("FEATURE", "FLOW", "AGGREGATION", "RESIDUAL")
-    constants = {**dict.fromkeys(flags, True), **launch.constants}
+    constants = {**dict.fromkeys(flags, True), **launch.constants, **without}
     function = getattr(triton_kernels, kernel)
     types, attributes = signature(function, name, constants)
     source = ASTSource(function, types, constexprs=constants, attrs=attributes)

@@ -29,7 +29,7 @@ class CompiledEngine(TorchEngine):
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # a missing C compiler, an operation it cannot take: many kinds
-                reason = str(error).strip().splitlines()
-                log.warning("torch.compile cannot run the encoder, it runs eagerly: %s", reason[0] if reason else error)
+                reason = " ".join(str(error).split())[:300]
+                log.warning("torch.compile cannot run the encoder, it runs eagerly: %s", reason)
                 self.failed = True
         return super().__call__(frames)

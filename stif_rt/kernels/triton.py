@@ -63,6 +63,7 @@ PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in register
 AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
 HOPPER = Launch(8, 8, 32, 8, 2, registers=128)  # two warp groups share the sums: 2 blocks, so 16 warps hide latency
 BLACKWELL = Launch(8, 8, 32, 8, 2)  # sums lie in tensor memory, of which the decoder takes all
+CONSUMER_BLACKWELL = Launch(8, 8, 32, 8, 2)  # Ampere's matrix instructions; its decoder would spill registers there
 
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
@@ -70,7 +71,7 @@ LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
         (80, True): Launches(AMPERE, AMPERE),
         (90, True): Launches(HOPPER, HOPPER),
         (100, True): Launches(BLACKWELL, BLACKWELL),
-        (120, True): Launches(AMPERE, AMPERE),  # the same matrix instructions
+        (120, True): Launches(AMPERE, CONSUMER_BLACKWELL),
         (75, False): Launches(PLAIN, PLAIN),
     }
 )

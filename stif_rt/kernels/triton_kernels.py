@@ -83,7 +83,7 @@ def hidden_layers(
     # the last round is not used; leaving it out would take a second copy of the code, and registers for its weights.
     part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
     for start in tl.range(0, width, SLICE):
-        ahead = (start + SLICE) % WIDE
+        ahead = tl.minimum(start + SLICE, WIDE - SLICE)
         following = sine_layer(x, matrix(wide + ahead, C, SLICE, WIDE), vector(vectors + C + ahead, SLICE))
         total = multiply_add(part, matrix(last + start * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
         part = following
@@ -215,14 +215,16 @@ def warp(pixel, flow, origin, step):
 
 
 @triton.jit
-def read_position(flow, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr):
+def read_position(
+    flow, place, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr
+):
     """Normalised coordinates (y, x) to which the flow, or without one the grid, points.
 
-    flow: pointers to (x, y). AGAIN: read it from memory rather than keep what was read before.
+    place: of the flow's x, where y follows. AGAIN: read it from memory rather than keep what was read before.
     """
     u, v = 0.0, 0.0
     if FLOW:
-        u, v = tl.load(flow, volatile=AGAIN), tl.load(flow + 1, volatile=AGAIN)
+        u, v = tl.load(flow + place, volatile=AGAIN), tl.load(flow + place + 1, volatile=AGAIN)
     return warp(row, v, origin_y, step_y), warp(column, u, origin_x, step_x)
 
 
@@ -300,8 +302,8 @@ def decode_kernel(
 
     first = tl.broadcast_to(vector(vectors, C) * t + vector(vectors + C, C), [ROWS * COLUMNS, C])
     for k in tl.static_range(2):
-        place = flow + pixel * 4 + 2 * k
-        y, x = read_position(place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
+        place = pixel * 4 + 2 * k
+        y, x = read_position(flow, place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
         if FEATURE:
             rows, columns = to_pixels(y, H) - box_top, to_pixels(x, W) - box_left
             sample = bilinear(feature, frame * box_height * box_width, rows, columns, box_height, box_width, C)
@@ -325,8 +327,8 @@ def decode_kernel(
     if RESIDUAL:
         # Last, and from a flow read again, so that nothing of it takes registers from the network.
         for k in tl.static_range(2):
-            place = flow + pixel * 4 + 2 * k
-            y, x = read_position(place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
+            place = pixel * 4 + 2 * k
+            y, x = read_position(flow, place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
             rows, columns = to_pixels(y, h), to_pixels(x, w)
             image = frames + (pair * 2 + k) * h * w * 3
             share = t if k else 1 - t

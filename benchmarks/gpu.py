@@ -1,0 +1,145 @@
+"""Times of the GPU kernels on the GPU at hand, beside PyTorch and the roofline of ``benchmarks.kernel_report``.
+
+``python -m benchmarks.gpu`` first checks each kernel against the reference, then times a pair's projections and both
+passes of a 720p frame from 320x180, the encoder, the deformable convolution, and a whole frame with and without a CUDA
+graph. It writes ``benchmarks/results/GPU-NAME.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import kernel_report
+from stif_rt.engines import make_engine
+from stif_rt.kernels import deform_conv, make_kernels, triton
+from stif_rt.kernels.interface import Box
+from stif_rt.model.config import CONFIGS
+from stif_rt.model.coordinates import make_geometry
+from stif_rt.model.deform_conv import deform_conv2d_grid_sample
+from stif_rt.model.stif import STIF
+from stif_rt.runtime import DTYPES, Runtime
+
+INPUTS, OUTPUTS = (180, 320), (720, 1280)
+RESULTS = Path(__file__).parent / "results"
+
+
+def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
+    """Median time of a call, after three to warm up."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -> dict[str, Any]:
+    """Times of projections and both passes; and how far the picture is from the float32 reference's."""
+    generator = torch.Generator(device).manual_seed(0)
+    features = torch.rand(1, 3, 64, *INPUTS, device=device, generator=generator) - 0.5
+    frames = torch.rand(1, 2, 3, *INPUTS, device=device, generator=generator)
+    times = torch.tensor([[0.5]], device=device)
+    geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS).to(device), Box(0, 0, *OUTPUTS)
+    found: dict[str, Any] = {}
+    pictures = []
+    for name, kind in (("triton", dtype), ("reference", torch.float32), ("reference", dtype)):
+        kernels = make_kernels(name, model.implicit_functions, device, kind)
+        projections = kernels.project(features.to(kind), frames)
+        feature, flow = kernels.implicit(projections, times, geometry, whole)
+        pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
+        if name == "triton" or (eager and kind == dtype and len(pictures) == 3):
+            found[name] = {
+                "project": milliseconds(lambda k=kernels: k.project(features, frames)),
+                "implicit": milliseconds(lambda k=kernels, p=projections: k.implicit(p, times, geometry, whole)),
+                "decode": milliseconds(
+                    lambda k=kernels, p=projections, f=feature, u=flow: k.decode(p, f, u, times, geometry, whole, whole)
+                ),
+            }
+    picture, exact, plain = pictures
+    error, allowed = ((x - exact).square().mean().sqrt().item() for x in (picture, plain))
+    found["error"] = {"triton": error, "reference": allowed}
+    if dtype != torch.float32 and error > 2 * allowed:
+        sys.exit(f"the picture is wrong: error {error:.2e}, the reference's in the same dtype {allowed:.2e}")
+    return found
+
+
+@torch.inference_mode()
+def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    frames = torch.rand(1, 2, 3, *INPUTS, device=device)
+    engines = {name: make_engine(name, model.encoder, device, dtype) for name in ("torch", "compiled")}
+    found = {f"encoder, {name}": milliseconds(lambda e=engine: e(frames), 10) for name, engine in engines.items()}
+    x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    offset, mask = (torch.rand(1, n, *INPUTS, device=device, dtype=dtype) for n in (144, 72))
+    given = (x, offset, mask, torch.rand(64, 64, 3, 3, device=device, dtype=dtype), None)
+    found["deformable convolution"] = milliseconds(lambda: deform_conv.deform_conv2d(*given))
+    found["deformable convolution, PyTorch"] = milliseconds(lambda: deform_conv2d_grid_sample(*given))
+    return found
+
+
+def frame(model: STIF, dtype: str) -> dict[str, float]:
+    found = {}
+    for name, use_graph in (("frame", False), ("frame, graph", True)):
+        runtime = Runtime.from_model(model, device="cuda", dtype=dtype, use_graph=use_graph)
+        runtime.encode(torch.rand(3, *INPUTS), torch.rand(3, *INPUTS))
+        found[name] = milliseconds(lambda r=runtime: r.render(0.5, size=OUTPUTS, output="uint8"))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=tuple(CONFIGS), default="stif-s")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="default: all that the GPU has")
+    parser.add_argument("--no-eager", action="store_true", help="do not time the reference, which is slow")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("this needs an NVIDIA GPU that PyTorch can use")
+    device = torch.device("cuda", torch.cuda.current_device())
+    config = CONFIGS[options.model]
+    results: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "model": options.model,
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+    }
+    gpu = next((g for g in kernel_report.GPUS if re.search(rf"\b{g.name}\b", results["gpu"])), None)
+    for name in options.dtype or DTYPES:
+        if reason := triton.unavailable_reason(config, device, DTYPES[name]):
+            print(f"{name}: {reason}")
+            continue
+        torch.manual_seed(0)
+        model = STIF(config).eval()
+        found: dict[str, Any] = passes(model, DTYPES[name], device, not options.no_eager)
+        found |= encoder(model, DTYPES[name], device) | frame(model, name)
+        if gpu is not None:
+            found["roofline"] = {
+                kernel.removesuffix("_kernel"): max(
+                    kernel_report.roofline(kernel_report.compile_triton(kernel, gpu.capability, name), gpu).values()
+                )
+                for kernel in kernel_report.KERNELS
+            }
+        results[name] = found
+        print(json.dumps({name: found}, indent=2))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', results['gpu'])}.json"
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
