@@ -12,7 +12,8 @@ demo: $(BIN)/.installed
 	$(BIN)/python demo/picture.py demo/clip.mp4 out/demo.png
 
 test: $(BIN)/.installed-test
-	$(BIN)/python -m pytest
+	# a process for each core, each with one thread: threads that wait for each other across processes crawl
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # formatting, lint and types, by the hooks of .pre-commit-config.yaml
 lint: $(BIN)/.installed-dev

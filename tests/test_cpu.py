@@ -196,10 +196,12 @@ def test_one_instruction_set_can_be_forced(monkeypatch):
     monkeypatch.setenv(native.FORCED, "portable")
     _, isa = native.choose(torch.float32)
     assert isa.name == "portable"
-    assert "portable computes in float32" in native.choose(torch.bfloat16)
+    assert "portable, which STIF_RT_CPU_ISA asks for, computes in float32" in native.choose(torch.bfloat16)
     monkeypatch.setenv(native.FORCED, "avx3")
     assert "'avx3'" in native.choose(torch.float32)
     assert "'avx3'" in cpu.unavailable_reason(Config(), torch.device("cpu"), torch.float32)
+    monkeypatch.delenv(native.FORCED)
+    assert "not in float16" in native.choose(torch.float16)
 
 
 def test_a_missing_library_is_a_reason(monkeypatch, tmp_path):

@@ -178,17 +178,16 @@ def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
     names = [isa.name for isa in library.isas]
     if forced and forced not in names:
         return f"{FORCED} is {forced!r}; the library has {', '.join(names)}"
+    candidates = [isa for isa in library.isas if isa.name == forced or (not forced and isa.dtype == dtype)]
     reasons = []
-    for isa in library.isas:
-        if forced and isa.name != forced:
-            continue
+    for isa in candidates:
         if isa.dtype != dtype:
-            reasons.append(f"{isa.name} computes in {_name(isa.dtype)}")
+            reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {_name(isa.dtype)}")
         elif isa.unavailable:
             reasons.append(f"{isa.name}: {isa.unavailable}")
         else:
             return library, isa
-    return f"no instruction set for {_name(dtype)}: {'; '.join(reasons)}"
+    return "; ".join(reasons) or f"the native code computes in float32 or bfloat16, not in {_name(dtype)}"
 
 
 def has_bfloat16() -> bool:
