@@ -286,7 +286,7 @@ def jobs(dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[tuple[str, int, str]]:
         for capability in SHARED
         for dtype in dtypes
         for kernel in (*KERNELS, "deform_conv")
-        if not (kernel != "deform_conv" and dtype == "bfloat16" and capability < 80)
+        if not (dtype == "bfloat16" and capability < 80)
     ]
 
 

@@ -165,7 +165,7 @@ def test_compiled_sine_is_the_hardware_sine(reports, job):
 def test_compiled_products_are_not_repeated(reports, job):
     report = reports[job]
     if "HMMA" in report.opcodes:  # tells its size; a part of the 256-wide layer is made once too often
-        repeated = 1.4 if job[:2] == ("decode_kernel", 120) else 1.1  # there, two warps share some rows
+        repeated = 1.4 if job[0] == "decode_kernel" and job[1] != 80 else 1.1  # two warps share some rows
         assert 1 <= report.multiply_adds / kernel_report.MULTIPLY_ADDS[report.kernel] <= repeated
 
 

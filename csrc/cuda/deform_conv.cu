@@ -1,9 +1,9 @@
 // Modulated deformable 3x3 convolution (Deformable ConvNets v2); stride, padding and dilation are 1.
 //
-//   out[b, o](p) = bias[o] + sum over c, k of weight[o, c, k] * mask[b, g, k](p) * x[b, c](p + tap(k) + offset[b, g, k](p))
+//   out[b, o](p) = bias[o] + sum over c, k of weight[o, c, k] * mask[b, g, k](p) * x[b, c](p + tap(k) + d[b, g, k](p))
 //
-// with taps k = 3r + s at (r - 1, s - 1), deformable group g = c / (C / groups), bilinear reading, and zero for each
-// neighbour outside the map. A position that is not a number reads zero.
+// with offsets d, taps k = 3r + s at (r - 1, s - 1), deformable group g = c / (C / groups), bilinear reading, and zero
+// for each neighbour outside the map. A position that is not a number reads zero.
 //
 // Reads x, offset (2 per group and tap), mask and the weights, writes out; the samples, 9 times as large as x, never
 // reach global memory. Per output pixel: 9 C O multiply-adds and 36 C gathered values; 64 to 64 channels, 8 groups,
@@ -66,11 +66,17 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[
 
 #endif
 
-__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(float value) {
+    return value;
+}
 
-__device__ __forceinline__ float to_float(BFloat16 value) { return __uint_as_float((unsigned)value.bits << 16); }
+__device__ __forceinline__ float to_float(BFloat16 value) {
+    return __uint_as_float((unsigned)value.bits << 16);
+}
 
-__device__ __forceinline__ void from_float(float value, float& result) { result = value; }
+__device__ __forceinline__ void from_float(float value, float& result) {
+    result = value;
+}
 
 __device__ __forceinline__ void from_float(float value, BFloat16& result) {
     const unsigned bits = __float_as_uint(value);
@@ -111,16 +117,13 @@ __device__ __forceinline__ Corners find_corners(float y, float x, float mask, in
 }
 
 template <typename T>
-__device__ __forceinline__ void deform_conv(
-    const T* x, const T* offset, const T* mask, const T* weight, const T* bias,
-    int channels, int outputs, int groups, int height, int width,
-    int x_batch, int x_channel, int x_pixel,
-    int offset_batch, int offset_channel, int offset_pixel,
-    int mask_batch, int mask_channel, int mask_pixel,
-    int weight_channel, int weight_tap,
-    int out_batch, int out_channel, int out_pixel,
-    T* out) {
-    __shared__ Run<T, OCTET> sample_rows[PIXELS * STRIDE<T> / OCTET];  // [pixel][channel of the step]
+__device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T* mask, const T* weight, const T* bias,
+                                            int channels, int outputs, int groups, int height, int width, int x_batch,
+                                            int x_channel, int x_pixel, int offset_batch, int offset_channel,
+                                            int offset_pixel, int mask_batch, int mask_channel, int mask_pixel,
+                                            int weight_channel, int weight_tap, int out_batch, int out_channel,
+                                            int out_pixel, T* out) {
+    __shared__ Run<T, OCTET> sample_rows[PIXELS * STRIDE<T> / OCTET];   // [pixel][channel of the step]
     __shared__ Run<T, OCTET> weight_rows[OUTPUTS * STRIDE<T> / OCTET];  // [output channel][channel of the step]
     T* const samples = sample_rows[0].at;
     T* const weights = weight_rows[0].at;
@@ -162,16 +165,19 @@ __device__ __forceinline__ void deform_conv(
                             const int group = (channel + i) / group_channels;
                             group_end = (group + 1) * group_channels;
                             const int k = group * TAPS + tap;
-                            const T* const vertical = offset + 2ll * k * offset_channel + (long long)pixel * offset_pixel;
+                            const T* const vertical =
+                                offset + 2ll * k * offset_channel + (long long)pixel * offset_pixel;
                             const float row = pixel / width + tap / 3 - 1 + to_float(vertical[0]);
                             const float column = pixel % width + tap % 3 - 1 + to_float(vertical[offset_channel]);
-                            const float factor = to_float(mask[(long long)k * mask_channel + (long long)pixel * mask_pixel]);
+                            const float factor =
+                                to_float(mask[(long long)k * mask_channel + (long long)pixel * mask_pixel]);
                             corners = find_corners(row, column, factor, height, width);
                         }
                         if (!whole_octets) {
 #pragma unroll
                             for (int n = 0; n < 4; ++n) {
-                                const long long at = (long long)corners.pixel[n] * x_pixel + (long long)(channel + i) * x_channel;
+                                const long long at =
+                                    (long long)corners.pixel[n] * x_pixel + (long long)(channel + i) * x_channel;
                                 values[i] += corners.share[n] * to_float(x[at]);
                             }
                         }
@@ -213,7 +219,8 @@ __device__ __forceinline__ void deform_conv(
 #pragma unroll
                     for (int n = 0; n < 4; ++n)
 #pragma unroll
-                        for (int i = 0; i < 2; ++i) b[n][i] = *(const unsigned*)(b_rows + n * 8 * STRIDE<T> + k + i * 8);
+                        for (int i = 0; i < 2; ++i)
+                            b[n][i] = *(const unsigned*)(b_rows + n * 8 * STRIDE<T> + k + i * 8);
 #pragma unroll
                     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -267,15 +274,15 @@ __device__ __forceinline__ void deform_conv(
     }
 }
 
-#define STIF_RT_ENTRY(NAME, T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                                        \
-        const T* x, const T* offset, const T* mask, const T* weight, const T* bias, int channels, int outputs,         \
-        int groups, int height, int width, int x_batch, int x_channel, int x_pixel, int offset_batch,                  \
-        int offset_channel, int offset_pixel, int mask_batch, int mask_channel, int mask_pixel, int weight_channel,    \
-        int weight_tap, int out_batch, int out_channel, int out_pixel, T* out) {                                       \
-        deform_conv(x, offset, mask, weight, bias, channels, outputs, groups, height, width, x_batch, x_channel,       \
-                    x_pixel, offset_batch, offset_channel, offset_pixel, mask_batch, mask_channel, mask_pixel,         \
-                    weight_channel, weight_tap, out_batch, out_channel, out_pixel, out);                               \
+#define STIF_RT_ENTRY(NAME, T)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                           \
+        NAME(const T* x, const T* offset, const T* mask, const T* weight, const T* bias, int channels, int outputs, \
+             int groups, int height, int width, int x_batch, int x_channel, int x_pixel, int offset_batch,          \
+             int offset_channel, int offset_pixel, int mask_batch, int mask_channel, int mask_pixel,                \
+             int weight_channel, int weight_tap, int out_batch, int out_channel, int out_pixel, T* out) {           \
+        deform_conv(x, offset, mask, weight, bias, channels, outputs, groups, height, width, x_batch, x_channel,    \
+                    x_pixel, offset_batch, offset_channel, offset_pixel, mask_batch, mask_channel, mask_pixel,      \
+                    weight_channel, weight_tap, out_batch, out_channel, out_pixel, out);                            \
     }
 
 STIF_RT_ENTRY(deform_conv_float32, float)

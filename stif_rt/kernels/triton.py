@@ -63,15 +63,16 @@ PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in register
 AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
 HOPPER = Launch(8, 8, 32, 8, 2, registers=128)  # two warp groups share the sums: 2 blocks, so 16 warps hide latency
 BLACKWELL = Launch(8, 8, 32, 8, 2)  # sums lie in tensor memory, of which the decoder takes all
-CONSUMER_BLACKWELL = Launch(8, 8, 32, 8, 2)  # Ampere's matrix instructions; its decoder would spill registers there
+EIGHT_WARPS = Launch(8, 8, 32, 8, 2)  # where the assembler spills the decoder's registers with 4 warps
 
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
         (75, True): Launches(PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
         (80, True): Launches(AMPERE, AMPERE),
+        (86, True): Launches(AMPERE, EIGHT_WARPS),
         (90, True): Launches(HOPPER, HOPPER),
         (100, True): Launches(BLACKWELL, BLACKWELL),
-        (120, True): Launches(AMPERE, CONSUMER_BLACKWELL),
+        (120, True): Launches(AMPERE, EIGHT_WARPS),  # Ampere's matrix instructions
         (75, False): Launches(PLAIN, PLAIN),
     }
 )

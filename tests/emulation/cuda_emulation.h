@@ -60,7 +60,9 @@ static ucontext_t scheduler;
 static std::function<void()> body;
 static int current, events;
 
-static void yield() { swapcontext(&fibers[current].context, &scheduler); }
+static void yield() {
+    swapcontext(&fibers[current].context, &scheduler);
+}
 
 static void wait(Barrier& barrier) {
     const int generation = barrier.generation;
@@ -116,9 +118,13 @@ static bool launch(Index grid, int threads, unsigned seed, const std::function<v
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait(emulation::block); }
+inline void __syncthreads() {
+    emulation::wait(emulation::block);
+}
 
-inline void __syncwarp() { emulation::wait(emulation::warps[threadIdx.x / emulation::WARP]); }
+inline void __syncwarp() {
+    emulation::wait(emulation::warps[threadIdx.x / emulation::WARP]);
+}
 
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) {
