@@ -1,8 +1,11 @@
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from stif_rt import Runtime
@@ -12,15 +15,25 @@ from stif_rt.runtime import bundled_weights
 ROOT = Path(__file__).parent.parent
 
 
-def test_wheel_holds_all_modules_and_weights(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True)
+@pytest.mark.parametrize("compiler", [True, False])
+def test_wheel_holds_everything(tmp_path, compiler):
+    """One wheel for all versions of Python; without a compiler it lacks the native library and nothing else."""
+    source = tmp_path / "source"
+    unwanted = (".*", "build", "out", "*.egg-info", "*.so", "__pycache__", "tests", "demo", "docs")
+        ".*", "build", "out", "*.egg-info", "*.so", "__pycache__", "tests", "demo", "docs"
+    )
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*unwanted))
+    environment = os.environ | ({} if compiler else {"CC": "/bin/false", "CXX": "/bin/false"})
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, env=environment)
     (wheel,) = tmp_path.glob("*.whl")
+    assert "-py3-none-" in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
     modules |= {f"stif_export/{path.name}" for path in (ROOT / "export").glob("*.py")}
-    assert modules <= names
-    assert {"stif_rt/weights/stif-s.safetensors", "stif_rt/weights/README.md", "stif_rt/py.typed"} <= names
+    files = ("weights/stif-s.safetensors", "weights/README.md", "py.typed", "kernels/deform_conv.cu")
+    assert modules | {f"stif_rt/{name}" for name in files} <= names
+    assert ("stif_rt/kernels/libstif_rt_cpu.so" in names) == (compiler and shutil.which("g++") is not None)
 
 
 def test_bundled_weights_are_the_compact_configuration():
