@@ -41,16 +41,19 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "unix":
             raise CompileError("the native library needs GCC or Clang")
-        definitions = []
-        objects = []
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # an old one must not pass for this one
+        definitions, wide = [], []
         for name, flags in INSTRUCTION_SETS.items() if platform.machine() in ("x86_64", "AMD64") else ():
             try:
-                objects += self.compile(f"csrc/cpu/{name}.cpp", flags)
+                wide += self.compile(f"csrc/cpu/{name}.cpp", flags)
                 definitions.append((f"STIF_RT_WITH_{name.upper()}", "1"))
             except CompileError:
                 print(f"stif-rt: this compiler cannot build for {name}; it is left out", file=sys.stderr)
+        objects = []
         for name in ("portable", "cpuid", "dispatch"):
             objects += self.compile(f"csrc/cpu/{name}.cpp", [], definitions)
+        # those for any CPU first: of inline functions that several sources have, the linker keeps the first copy
+        objects += wide
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++"
         )

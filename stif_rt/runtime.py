@@ -48,7 +48,7 @@ class Runtime:
 
     Made by ``Runtime.load``. ``max_memory``: bytes for the spatial feature and flow of the output pixels that are
     worked on at a time, which is nearly all that ``render`` needs besides its result; larger frames are rendered in
-    pieces, with the same result.
+    pieces, with the same result. Only a piece of 256 pixels is never split, however far its flow reads.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class Runtime:
         if weights is not None and Path(weights).is_dir():
             place, precision = _choose(device, dtype, max_memory, use_graph)
             bundle = read_bundle(Path(weights))
+            if dtype == "auto" and bundle.manifest.dtype == "float32":
+                precision = torch.float32  # its encoder is exact, so the rest is too
             engine = make_bundle_engine(encoder, bundle, place)
             functions = make_kernels(kernels, bundle.functions(), place, precision)
             return cls(bundle.manifest.config, engine, functions, place, precision, max_memory, use_graph)
@@ -180,7 +182,7 @@ class Runtime:
         if output not in ("float32", "uint8"):
             raise ValueError(f"output must be 'float32' or 'uint8', not {output!r}")
         times, several, geometry, box = self._request(t, scale, size, region)
-        rgb = torch.empty(len(times), 3, box.height, box.width, device=self.device)
+        rgb = torch.empty(len(times), 3, box.height, box.width, dtype=torch.float32, device=self.device)
         for index in range(len(times)):
             time = times[None, index : index + 1]
             if self._graphs and box == Box(0, 0, *geometry.outputs) and box.pixels <= self._affordable_pixels():
@@ -206,7 +208,7 @@ class Runtime:
         if several:
             raise ValueError("flow takes one time, not a sequence")
         assert self._pair is not None
-        flow = torch.empty(4, box.height, box.width, device=self.device)
+        flow = torch.empty(4, box.height, box.width, dtype=torch.float32, device=self.device)
         for part in _split(box, self._affordable_pixels()):
             _, piece = self._kernels.implicit(self._pair.projections, times[None], geometry, part)
             assert piece is not None
@@ -247,14 +249,17 @@ class Runtime:
         computed over a box that is wider by what the piece before needed, and again where that is not enough.
         """
         assert self._pair is not None
+        feature: Tensor | None = None
         box = _grow(region, self._margin, geometry)
         if box.pixels > self._affordable_pixels():
             box = region  # no room for a guess
         while True:
             if box.pixels > self._affordable_pixels() and region.pixels > SMALLEST_PIECE:
+                feature = flow = None  # they make room
                 for half in _halves(region):
                     self._render(rgb, times, geometry, half, whole)
                 return
+            feature = flow = None
             feature, flow = self._kernels.implicit(self._pair.projections, times, geometry, box)
             if flow is not None and box != region:
                 top, left = region.top - box.top, region.left - box.left
@@ -335,7 +340,8 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     """What the device is fastest with."""
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if native.has_bfloat16() else torch.float32
+    both = native.has_bfloat16() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # kernels and encoder
+    return torch.bfloat16 if both else torch.float32
 
 
 def _frame(picture: Picture, name: str) -> Tensor:

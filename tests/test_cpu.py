@@ -6,6 +6,7 @@ it.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from test_deform_conv import SHAPES
 from test_deform_conv import inputs as deform_conv_inputs
 from test_kernels import expected, inputs, run
 
-from stif_rt.kernels import cpu, native
+from stif_rt.kernels import cpu, make_kernels, native
 from stif_rt.kernels.cpu import CpuKernels
 from stif_rt.kernels.folded import TURNS, fold
 from stif_rt.kernels.interface import Box
@@ -198,8 +199,8 @@ def test_one_instruction_set_can_be_forced(monkeypatch):
     assert isa.name == "portable"
     assert "portable, which STIF_RT_CPU_ISA asks for, computes in float32" in native.choose(torch.bfloat16)
     monkeypatch.setenv(native.FORCED, "avx3")
-    assert "'avx3'" in native.choose(torch.float32)
-    assert "'avx3'" in cpu.unavailable_reason(Config(), torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=r"'avx3'.*portable"):
+        make_kernels("auto", functions(Config()), torch.device("cpu"), torch.float32)
     monkeypatch.delenv(native.FORCED)
     assert "not in float16" in native.choose(torch.float16)
 
@@ -212,6 +213,40 @@ def test_a_missing_library_is_a_reason(monkeypatch, tmp_path):
             assert reason in cpu.unavailable_reason(Config(), torch.device("cpu"), torch.float32)
         finally:
             native.load.cache_clear()
+
+
+def test_a_forced_set_that_cannot_run_is_an_error(monkeypatch):
+    library = native.load()
+    missing = [] if isinstance(library, str) else [isa for isa in library.isas if isa.unavailable]
+    if not missing:
+        pytest.skip("this CPU runs every instruction set")
+    monkeypatch.setenv(native.FORCED, missing[0].name)
+    with pytest.raises(RuntimeError, match="this CPU lacks"):
+        make_kernels("auto", functions(Config()), torch.device("cpu"), missing[0].dtype)
+
+
+@pytest.mark.parametrize("change", [("dtype", torch.float64), ("dtype", torch.bfloat16), ("device", "meta")])
+def test_defaults_of_pytorch_do_not_matter(library, isa, change):
+    config, case = Config(grid="centres", residual=True), CASES[5]
+    made = kernels(config, library, isa)
+    features, frames, times = inputs(case)
+    whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
+    projections = made.project(features, frames)
+
+    def both():
+        feature, flow = made.implicit(projections, times, geometry, whole)
+        packed = library.pack(isa, torch.ones(3, 4, device="cpu"), None)
+        return flow, made.decode(projections, feature, flow, times, geometry, whole, whole), packed
+
+    expected = both()
+    setter = getattr(torch, f"set_default_{change[0]}")
+    before = getattr(torch, f"get_default_{change[0]}")()
+    setter(change[1])
+    try:
+        found = both()
+    finally:
+        setter(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -252,8 +287,8 @@ SMALL = "odd or one or shrunk or same or variant or flows or offsets or sine or 
 def test_in_another_build(request, tmp_path, flags):
     if request.config.getoption("--native-library"):
         pytest.skip("this is that run")
-    if shutil.which("g++") is None or "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("needs g++ and AVX2")
+    if shutil.which("g++") is None or platform.system() != "Linux" or "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs Linux, g++ and AVX2")
     library = build(tmp_path, *flags)
     environment = dict(os.environ)
     if "-O1" in flags:

@@ -290,4 +290,5 @@ def test_a_shared_frame_is_extracted_once(weights, monkeypatch):
 def test_auto_takes_the_dtype_that_the_cpu_is_fastest_with(weights, monkeypatch):
     for units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(native, "has_bfloat16", lambda units=units: units)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
         assert Runtime.load(weights, device="cpu").dtype == dtype

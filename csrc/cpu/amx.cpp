@@ -5,6 +5,11 @@
 namespace stif_rt {
 namespace {
 
+// Compilers' tile loads do not say what memory they read: without this, stores to it could be moved past them.
+inline void finish_stores() {
+    __asm__ volatile("" ::: "memory");
+}
+
 // Palette 1: eight tiles of 16 rows of 64 bytes. 0-3 are sums, 4-5 activations, 6-7 weights.
 struct TileConfiguration {
     alignas(64) uint8_t bytes[64] = {};
@@ -14,10 +19,11 @@ struct TileConfiguration {
             bytes[16 + 2 * tile] = 64;
             bytes[48 + tile] = 16;
         }
+        finish_stores();
         _tile_loadconfig(bytes);
     }
-    TileConfiguration(const TileConfiguration&) = delete;
-    TileConfiguration& operator=(const TileConfiguration&) = delete;
+    TileConfiguration(const TileConfiguration &) = delete;
+    TileConfiguration &operator=(const TileConfiguration &) = delete;
     ~TileConfiguration() { _tile_release(); }
 };
 
@@ -28,8 +34,9 @@ struct Amx : Bfloat16 {
 
     // 32 pixels times 16 N outputs. Tile numbers are immediates, so the four blocks are written out.
     template <int N, class Emit>
-    static void matrix_block(const uint16_t* x, int x_stride, int inputs, const uint16_t* panels, int64_t panel,
-                             const float* start, int start_stride, Emit emit) {
+    static void matrix_block(const uint16_t *x, int x_stride, int inputs, const uint16_t *panels, int64_t panel,
+                             const float *start, int start_stride, Emit emit) {
+        finish_stores();
         const int x_bytes = x_stride * 2, start_bytes = start_stride * 4;
         _tile_loadd(0, start, start_bytes);  // a stride of zero repeats one row
         _tile_loadd(1, start + 16 * start_stride, start_bytes);
@@ -62,19 +69,10 @@ struct Amx : Bfloat16 {
 };
 
 // Tiles belong to the thread and need their configuration; a chunk of pixels is long enough to set it each time.
-template <class Call, void (*RUN)(const Call&, int64_t, int64_t)>
-void with_tiles(const Call& call, int64_t begin, int64_t end) {
+template <class Call, void (*RUN)(const Call &, int64_t, int64_t)>
+void with_tiles(const Call &call, int64_t begin, int64_t end) {
     const TileConfiguration configuration;
     RUN(call, begin, end);
-}
-
-const char* unavailable() {
-    if (const char* reason = missing({{"AVX-512F", cpu().avx512},
-                                      {"AVX-512 BF16", cpu().avx512_bf16},
-                                      {"AMX tiles", cpu().amx_tile},
-                                      {"AMX bfloat16", cpu().amx_bf16}}))
-        return reason;
-    return permit_tiles() ? nullptr : "the operating system does not permit AMX";
 }
 
 }  // namespace
@@ -85,7 +83,7 @@ const Isa amx = {"amx",
                  Amx::unit,
                  Amx::depth,
                  Amx::tile,
-                 unavailable,
+                 amx_unavailable,
                  with_tiles<stif_rt_implicit, implicit<Amx>>,
                  with_tiles<stif_rt_decode, decode<Amx>>,
                  with_tiles<stif_rt_deform_conv, deform_conv<Amx>>,

@@ -15,24 +15,20 @@ struct Avx2 {
     static constexpr int rows = 6, panels = 2, tile = 48;
     static constexpr bool matrix_unit = false;
 
-    static Vector load(const float* p) { return _mm256_loadu_ps(p); }
-    static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+    static Vector load(const float *p) { return _mm256_loadu_ps(p); }
+    static void store(float *p, Vector v) { _mm256_storeu_ps(p, v); }
     static Vector set(float value) { return _mm256_set1_ps(value); }
     static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
     static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
     static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
     static Vector round(Vector a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    static Operand load_operand(const float* p) { return _mm256_load_ps(p); }
-    static Operand broadcast_operand(const float* p) { return _mm256_broadcast_ss(p); }
+    static Operand load_operand(const float *p) { return _mm256_load_ps(p); }
+    static Operand broadcast_operand(const float *p) { return _mm256_broadcast_ss(p); }
     static Vector multiply_add(Operand a, Operand b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 };
 
-const char* unavailable() {
-    return missing({{"AVX2", cpu().avx2}, {"FMA", cpu().fma}});
-}
-
 }  // namespace
 
-const Isa avx2 = describe<Avx2>("avx2", unavailable);
+const Isa avx2 = describe<Avx2>("avx2", avx2_unavailable);
 
 }  // namespace stif_rt

@@ -15,24 +15,20 @@ struct Avx512 {
     static constexpr int rows = 12, panels = 2, tile = 48;
     static constexpr bool matrix_unit = false;
 
-    static Vector load(const float* p) { return _mm512_loadu_ps(p); }
-    static void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+    static Vector load(const float *p) { return _mm512_loadu_ps(p); }
+    static void store(float *p, Vector v) { _mm512_storeu_ps(p, v); }
     static Vector set(float value) { return _mm512_set1_ps(value); }
     static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
     static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
     static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
     static Vector round(Vector a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    static Operand load_operand(const float* p) { return _mm512_load_ps(p); }
-    static Operand broadcast_operand(const float* p) { return _mm512_set1_ps(*p); }
+    static Operand load_operand(const float *p) { return _mm512_load_ps(p); }
+    static Operand broadcast_operand(const float *p) { return _mm512_set1_ps(*p); }
     static Vector multiply_add(Operand a, Operand b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
-const char* unavailable() {
-    return missing({{"AVX-512F", cpu().avx512}});
-}
-
 }  // namespace
 
-const Isa avx512 = describe<Avx512>("avx512", unavailable);
+const Isa avx512 = describe<Avx512>("avx512", avx512_unavailable);
 
 }  // namespace stif_rt

@@ -11,12 +11,12 @@ struct Avx512Bf16 : Bfloat16 {
     static constexpr int rows = 12, panels = 2, tile = 48;
     static constexpr bool matrix_unit = false;
 
-    static Operand load_operand(const uint16_t* p) {
+    static Operand load_operand(const uint16_t *p) {
         Operand pairs;
         std::memcpy(&pairs, p, sizeof pairs);
         return pairs;
     }
-    static Operand broadcast_operand(const uint16_t* p) {
+    static Operand broadcast_operand(const uint16_t *p) {
         int pair;
         std::memcpy(&pair, p, sizeof pair);
         const __m512i all = _mm512_set1_epi32(pair);
@@ -27,12 +27,8 @@ struct Avx512Bf16 : Bfloat16 {
     static Vector multiply_add(Operand a, Operand b, Vector c) { return _mm512_dpbf16_ps(c, a, b); }
 };
 
-const char* unavailable() {
-    return missing({{"AVX-512F", cpu().avx512}, {"AVX-512 BF16", cpu().avx512_bf16}});
-}
-
 }  // namespace
 
-const Isa avx512_bf16 = describe<Avx512Bf16>("avx512_bf16", unavailable);
+const Isa avx512_bf16 = describe<Avx512Bf16>("avx512_bf16", avx512_bf16_unavailable);
 
 }  // namespace stif_rt

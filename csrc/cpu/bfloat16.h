@@ -13,9 +13,9 @@ struct Bfloat16 {
     using Vector = __m512;
     static constexpr int lanes = 16, unit = 2;
 
-    static Vector load(const float* p) { return _mm512_loadu_ps(p); }
-    static void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
-    static void store(uint16_t* p, Vector v) {
+    static Vector load(const float *p) { return _mm512_loadu_ps(p); }
+    static void store(float *p, Vector v) { _mm512_storeu_ps(p, v); }
+    static void store(uint16_t *p, Vector v) {
         const __m256bh rounded = _mm512_cvtneps_pbh(v);
         std::memcpy(p, &rounded, sizeof rounded);
     }

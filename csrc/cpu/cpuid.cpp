@@ -1,17 +1,9 @@
 #include "cpuid.h"
 
 #include <cstdint>
-#include <map>
-#include <mutex>
-#include <string>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define STIF_RT_X86 1
-#if defined(_MSC_VER)
-#include <intrin.h>
-#else
+#if defined(__x86_64__)
 #include <cpuid.h>
-#endif
 #endif
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -21,39 +13,33 @@
 namespace stif_rt {
 namespace {
 
+struct Cpu {
+    bool avx2, fma, avx512, avx512_bf16, amx_tile, amx_bf16;
+};
+
 #if defined(STIF_RT_EMULATED)  // the tests' emulation of the instructions runs on any CPU
 
 Cpu detect() {
     return {true, true, true, true, true, true};
 }
 
-#elif defined(STIF_RT_X86)
+#elif defined(__x86_64__)
 
 struct Registers {
     uint32_t eax, ebx, ecx, edx;
 };
 
 Registers query(uint32_t leaf, uint32_t subleaf) {
-#if defined(_MSC_VER)
-    int r[4];
-    __cpuidex(r, int(leaf), int(subleaf));
-    return {uint32_t(r[0]), uint32_t(r[1]), uint32_t(r[2]), uint32_t(r[3])};
-#else
     Registers r{};
     __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
     return r;
-#endif
 }
 
 // Which registers the operating system saves.
 uint64_t saved_state() {
-#if defined(_MSC_VER)
-    return _xgetbv(0);
-#else
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return uint64_t(high) << 32 | low;
-#endif
 }
 
 Cpu detect() {
@@ -87,17 +73,16 @@ Cpu detect() {
 
 #endif
 
-}  // namespace
-
-const Cpu& cpu() {
+const Cpu &cpu() {
     static const Cpu found = detect();
     return found;
 }
 
+// Asks the operating system for the tile registers; they are not granted without being asked for.
 bool permit_tiles() {
 #if defined(STIF_RT_EMULATED)
     return true;
-#elif defined(__linux__) && defined(STIF_RT_X86) && defined(SYS_arch_prctl)
+#elif defined(__linux__) && defined(__x86_64__) && defined(SYS_arch_prctl)
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
     return granted;
@@ -106,15 +91,26 @@ bool permit_tiles() {
 #endif
 }
 
-const char* missing(std::initializer_list<Feature> features) {
-    static std::mutex mutex;
-    static std::map<std::string, std::string> reasons;  // returned pointers stay valid
-    for (const Feature& feature : features)
-        if (!feature.present) {
-            const std::lock_guard<std::mutex> lock(mutex);
-            return reasons.emplace(feature.name, std::string("this CPU lacks ") + feature.name).first->second.c_str();
-        }
-    return nullptr;
+}  // namespace
+
+const char *avx2_unavailable() {
+    if (!cpu().avx2) return "this CPU lacks AVX2";
+    return cpu().fma ? nullptr : "this CPU lacks FMA";
+}
+
+const char *avx512_unavailable() {
+    return cpu().avx512 ? nullptr : "this CPU lacks AVX-512 F, BW, DQ and VL";
+}
+
+const char *avx512_bf16_unavailable() {
+    if (const char *reason = avx512_unavailable()) return reason;
+    return cpu().avx512_bf16 ? nullptr : "this CPU lacks AVX-512 BF16";
+}
+
+const char *amx_unavailable() {
+    if (const char *reason = avx512_bf16_unavailable()) return reason;
+    if (!cpu().amx_tile || !cpu().amx_bf16) return "this CPU lacks AMX BF16";
+    return permit_tiles() ? nullptr : "the operating system does not permit AMX";
 }
 
 }  // namespace stif_rt

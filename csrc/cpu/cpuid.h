@@ -1,25 +1,12 @@
-// What this CPU and its operating system support.
+// What this CPU and its operating system support. Compiled for any CPU, unlike the sources that it is about.
 #pragma once
-
-#include <initializer_list>
 
 namespace stif_rt {
 
-struct Cpu {
-    bool avx2, fma, avx512, avx512_bf16, amx_tile, amx_bf16;
-};
-
-const Cpu& cpu();
-
-// Asks the operating system for the tile registers; they are not granted without being asked for.
-bool permit_tiles();
-
-struct Feature {
-    const char* name;
-    bool present;
-};
-
-// "the CPU lacks NAME" for the first feature that is not present, or nullptr.
-const char* missing(std::initializer_list<Feature> features);
+// Why an instruction set cannot be run here; nullptr where it can.
+const char *amx_unavailable();
+const char *avx512_bf16_unavailable();
+const char *avx512_unavailable();
+const char *avx2_unavailable();
 
 }  // namespace stif_rt

@@ -11,7 +11,7 @@ namespace stif_rt {
 namespace {
 
 // By preference. What the build could not compile is not listed.
-const Isa* const ISAS[] = {
+const Isa *const ISAS[] = {
 #if defined(STIF_RT_WITH_AMX)
     &amx,
 #endif
@@ -35,7 +35,7 @@ uint16_t to_bfloat16(float value) {  // to nearest, ties to even
 }
 
 template <class Element, class Convert>
-void pack(const Isa& isa, const float* weight, int inputs, int outputs, Element* to, Convert convert) {
+void pack(const Isa &isa, const float *weight, int inputs, int outputs, Element *to, Convert convert) {
     const int64_t padded = round_up(inputs, isa.depth);
     for (int64_t o = 0; o < round_up(outputs, isa.lanes); ++o)
         for (int64_t i = 0; i < padded; ++i) {
@@ -66,7 +66,7 @@ int32_t in_parallel(int64_t count, int64_t chunk, int32_t threads, Body body) {
     } catch (...) {  // fewer threads than asked for do the same work
     }
     work();
-    for (std::thread& other : others) other.join();
+    for (std::thread &other : others) other.join();
     return failed ? 1 : 0;
 }
 
@@ -75,54 +75,60 @@ int32_t in_parallel(int64_t count, int64_t chunk, int32_t threads, Body body) {
 
 using namespace stif_rt;
 
+void stif_rt_sizes(int64_t sizes[3]) {
+    sizes[0] = sizeof(stif_rt_implicit);
+    sizes[1] = sizeof(stif_rt_decode);
+    sizes[2] = sizeof(stif_rt_deform_conv);
+}
+
 int32_t stif_rt_isa_count(void) {
     return int32_t(sizeof ISAS / sizeof *ISAS);
 }
-const char* stif_rt_isa_name(int32_t isa) {
+const char *stif_rt_isa_name(int32_t isa) {
     return ISAS[isa]->name;
 }
 int32_t stif_rt_isa_bfloat16(int32_t isa) {
     return ISAS[isa]->bfloat16;
 }
-const char* stif_rt_isa_unavailable(int32_t isa) {
+const char *stif_rt_isa_unavailable(int32_t isa) {
     return ISAS[isa]->unavailable();
 }
 
 int64_t stif_rt_packed_bytes(int32_t isa, int32_t inputs, int32_t outputs) {
-    const Isa& set = *ISAS[isa];
+    const Isa &set = *ISAS[isa];
     const int64_t weights = round_up(inputs, set.depth) * round_up(outputs, set.lanes);
     return round_up(outputs, PANEL_BIAS) * int64_t(sizeof(float)) + weights * (set.bfloat16 ? 2 : 4);
 }
 
-void stif_rt_pack(int32_t isa, const float* weight, const float* bias, int32_t inputs, int32_t outputs, void* packed) {
-    const Isa& set = *ISAS[isa];
-    float* start = static_cast<float*>(packed);
+void stif_rt_pack(int32_t isa, const float *weight, const float *bias, int32_t inputs, int32_t outputs, void *packed) {
+    const Isa &set = *ISAS[isa];
+    float *start = static_cast<float *>(packed);
     const int64_t padded = round_up(outputs, PANEL_BIAS);
     for (int64_t o = 0; o < padded; ++o) start[o] = bias && o < outputs ? bias[o] : 0;
     if (set.bfloat16)
-        pack(set, weight, inputs, outputs, reinterpret_cast<uint16_t*>(start + padded), to_bfloat16);
+        pack(set, weight, inputs, outputs, reinterpret_cast<uint16_t *>(start + padded), to_bfloat16);
     else
         pack(set, weight, inputs, outputs, start + padded, [](float value) { return value; });
 }
 
-int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit* call, int32_t threads) {
-    const Isa& set = *ISAS[isa];
+int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
     return in_parallel(call->box.height * call->box.width, 16 * set.tile, threads,
                        [&](int64_t begin, int64_t end) { set.implicit(*call, begin, end); });
 }
 
-int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode* call, int32_t threads) {
-    const Isa& set = *ISAS[isa];
+int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
     return in_parallel(call->region.height * call->region.width, 16 * set.tile, threads,
                        [&](int64_t begin, int64_t end) { set.decode(*call, begin, end); });
 }
 
-int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv* call, int32_t threads) {
-    const Isa& set = *ISAS[isa];
+int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
     return in_parallel(call->height * call->width, 8 * set.tile, threads,
                        [&](int64_t begin, int64_t end) { set.deform_conv(*call, begin, end); });
 }
 
-void stif_rt_run_sine(int32_t isa, const float* x, float* y, int64_t count) {
+void stif_rt_run_sine(int32_t isa, const float *x, float *y, int64_t count) {
     ISAS[isa]->sine(x, y, count);
 }

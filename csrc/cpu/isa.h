@@ -6,18 +6,18 @@
 namespace stif_rt {
 
 struct Isa {
-    const char* name;
+    const char *name;
     bool bfloat16;
     int lanes;                     // outputs in a panel of packed weights
     int unit;                      // consecutive inputs that one instruction consumes
     int depth;                     // inputs are padded to a multiple of this
     int tile;                      // pixels worked on together
-    const char* (*unavailable)();  // why the CPU or the operating system cannot run it; nullptr where they can
+    const char *(*unavailable)();  // why the CPU or the operating system cannot run it; nullptr where they can
     // Pixels [begin, end) of the box, the region or the image, counted row by row.
-    void (*implicit)(const stif_rt_implicit&, int64_t begin, int64_t end);
-    void (*decode)(const stif_rt_decode&, int64_t begin, int64_t end);
-    void (*deform_conv)(const stif_rt_deform_conv&, int64_t begin, int64_t end);
-    void (*sine)(const float*, float*, int64_t);
+    void (*implicit)(const stif_rt_implicit &, int64_t begin, int64_t end);
+    void (*decode)(const stif_rt_decode &, int64_t begin, int64_t end);
+    void (*deform_conv)(const stif_rt_deform_conv &, int64_t begin, int64_t end);
+    void (*sine)(const float *, float *, int64_t);
 };
 
 extern const Isa amx, avx512_bf16, avx512, avx2, portable;

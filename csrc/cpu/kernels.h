@@ -46,7 +46,7 @@ inline typename I::Vector sine(typename I::Vector z) {
 }
 
 template <class I>
-void sine_all(const float* x, float* y, int64_t count) {
+void sine_all(const float *x, float *y, int64_t count) {
     int64_t i = 0;
     for (; i + I::lanes <= count; i += I::lanes) I::store(y + i, sine<I>(I::load(x + i)));
     float rest[I::lanes] = {};
@@ -67,8 +67,8 @@ constexpr int row_stride(int columns) {
 
 // One register block: M pixels times N panels of outputs, every input.
 template <class I, int M, int N, class Emit>
-inline void register_block(const typename I::Element* x, int x_stride, int inputs, const typename I::Element* panels,
-                           int64_t panel, const float* start, int start_stride, Emit emit) {
+inline void register_block(const typename I::Element *x, int x_stride, int inputs, const typename I::Element *panels,
+                           int64_t panel, const float *start, int start_stride, Emit emit) {
     typename I::Vector sums[M * N];
     STIF_RT_UNROLL for (int i = 0; i < M * N; ++i) sums[i] = I::load(start + i / N * start_stride + i % N * I::lanes);
     for (int k = 0; k < inputs; k += I::unit) {
@@ -85,21 +85,21 @@ inline void register_block(const typename I::Element* x, int x_stride, int input
 // y = finish(W x + start) for one tile of pixels, with finish the sine or nothing. x, y: rows of activations.
 // start: a row of pre-activations for each pixel (start_stride > 0), or one for all, such as the bias (0).
 template <class I, bool SINE, class Y>
-void linear(const typename I::Element* x, int x_stride, const stif_rt_linear& layer, const float* start,
-            int start_stride, Y* y, int y_stride) {
+void linear(const typename I::Element *x, int x_stride, const stif_rt_linear &layer, const float *start,
+            int start_stride, Y *y, int y_stride) {
     const int inputs = int(round_up(layer.inputs, I::depth));
     const int outputs = int(round_up(layer.outputs, I::lanes));
     const int64_t panel = int64_t(inputs) * I::lanes;
-    const auto* panels = reinterpret_cast<const typename I::Element*>(static_cast<const float*>(layer.packed) +
-                                                                      round_up(layer.outputs, PANEL_BIAS));
+    const auto *panels = reinterpret_cast<const typename I::Element *>(static_cast<const float *>(layer.packed) +
+                                                                       round_up(layer.outputs, PANEL_BIAS));
     for (int o = 0; o < outputs;) {
         const bool wide = o + I::panels * I::lanes <= outputs;
         for (int p = 0; p < I::tile; p += I::rows) {
             const auto emit = [&](int m, int n, typename I::Vector sum) {
                 I::store(y + (p + m) * y_stride + o + n * I::lanes, SINE ? sine<I>(sum) : sum);
             };
-            const typename I::Element* rows = x + p * x_stride;
-            const float* from = start + p * start_stride + o;
+            const typename I::Element *rows = x + p * x_stride;
+            const float *from = start + p * start_stride + o;
             if constexpr (I::matrix_unit) {
                 if (wide)
                     I::template matrix_block<I::panels>(rows, x_stride, inputs, panels, panel, from, start_stride,
@@ -134,7 +134,7 @@ struct Workspace {
 // A SIREN on one tile. `first` holds what has been gathered for the first layer, start included; `local`, where given,
 // the activations that meet the first layer's local columns. The result is written to y.
 template <class I, class Y>
-void siren(const stif_rt_siren& network, Workspace<I>& w, const typename I::Element* local, int local_stride, Y* y,
+void siren(const stif_rt_siren &network, Workspace<I> &w, const typename I::Element *local, int local_stride, Y *y,
            int y_stride) {
     constexpr int stride = Workspace<I>::stride;
     typename I::Element *x = w.b, *next = w.a;
@@ -146,12 +146,12 @@ void siren(const stif_rt_siren& network, Workspace<I>& w, const typename I::Elem
                 I::store(x + p * stride + c, sine<I>(I::load(w.first + p * CHANNELS + c)));
     }
     for (int n = 0; n + 1 < network.hidden_count; ++n) {
-        const stif_rt_linear& layer = network.hidden[n];
-        linear<I, true>(x, stride, layer, static_cast<const float*>(layer.packed), 0, next, stride);
+        const stif_rt_linear &layer = network.hidden[n];
+        linear<I, true>(x, stride, layer, static_cast<const float *>(layer.packed), 0, next, stride);
         std::swap(x, next);
     }
-    const stif_rt_linear& layer = network.hidden[network.hidden_count - 1];
-    linear<I, false>(x, stride, layer, static_cast<const float*>(layer.packed), 0, y, y_stride);
+    const stif_rt_linear &layer = network.hidden[network.hidden_count - 1];
+    linear<I, false>(x, stride, layer, static_cast<const float *>(layer.packed), 0, y, y_stride);
 }
 
 // ------------------------------------------------------------------------------------------------------- gathers
@@ -168,7 +168,7 @@ inline float to_float(uint16_t bfloat16) {
 }
 
 // The four neighbours of a position and their shares; a neighbour outside the map has share zero, and its index is
-// that of a pixel inside, so that whatever the position, nothing outside is read.
+// that of the nearest pixel inside, so that whatever the position, nothing outside is read.
 struct Neighbours {
     int64_t index[4];
     float share[4];
@@ -184,8 +184,9 @@ inline Neighbours neighbours(float y, float x, int64_t height, int64_t width) {
     const int64_t row = int64_t(top), column = int64_t(left);
     const bool up_in = row >= 0 && row < height, down_in = row + 1 < height;
     const bool left_in = column >= 0 && column < width, right_in = column + 1 < width;
-    const int64_t row0 = up_in ? row : 0, row1 = down_in ? row + 1 : 0;
-    const int64_t column0 = left_in ? column : 0, column1 = right_in ? column + 1 : 0;
+    const int64_t row0 = up_in ? row : (row < 0 ? 0 : height - 1), row1 = down_in ? row + 1 : height - 1;
+    const int64_t column0 = left_in ? column : (column < 0 ? 0 : width - 1),
+                  column1 = right_in ? column + 1 : width - 1;
     const float up_share = up_in ? 1 - down : 0, down_share = down_in ? down : 0;
     const float left_share = left_in ? 1 - right : 0, right_share = right_in ? right : 0;
     return {{row0 * width + column0, row0 * width + column1, row1 * width + column0, row1 * width + column1},
@@ -194,25 +195,25 @@ inline Neighbours neighbours(float y, float x, int64_t height, int64_t width) {
 
 // sum[c] = start[c] + bilinear sample of a 64-channel map.
 template <class Element>
-inline void gather(const Element* __restrict map, const Neighbours& at, const float* __restrict start,
-                   float* __restrict sum) {
-    const Element* __restrict a = map + at.index[0] * CHANNELS;
-    const Element* __restrict b = map + at.index[1] * CHANNELS;
-    const Element* __restrict c = map + at.index[2] * CHANNELS;
-    const Element* __restrict d = map + at.index[3] * CHANNELS;
+inline void gather(const Element *__restrict map, const Neighbours &at, const float *__restrict start,
+                   float *__restrict sum) {
+    const Element *__restrict a = map + at.index[0] * CHANNELS;
+    const Element *__restrict b = map + at.index[1] * CHANNELS;
+    const Element *__restrict c = map + at.index[2] * CHANNELS;
+    const Element *__restrict d = map + at.index[3] * CHANNELS;
     const float p = at.share[0], q = at.share[1], r = at.share[2], s = at.share[3];
     for (int i = 0; i < CHANNELS; ++i)
         sum[i] = start[i] + (p * to_float(a[i]) + q * to_float(b[i]) + (r * to_float(c[i]) + s * to_float(d[i])));
 }
 
-inline float sample_frame(const float* frame, const Neighbours& at, int channel) {
+inline float sample_frame(const float *frame, const Neighbours &at, int channel) {
     float sum = 0;
     for (int n = 0; n < 4; ++n) sum += at.share[n] * frame[at.index[n] * 3 + channel];
     return sum;
 }
 
 template <class I>
-inline void convert(const float* from, typename I::Element* to, int count) {
+inline void convert(const float *from, typename I::Element *to, int count) {
     for (int i = 0; i < count; i += I::lanes) I::store(to + i, I::load(from + i));
 }
 
@@ -229,11 +230,11 @@ inline float clamp(float value, float low, float high) {
 // Pass 1. Per pixel 37 k (SIF) + 26 k (TIF) multiply-adds and 768 sines.
 // Reads the two maps, which lie in the cache; writes 64 elements and 4 floats a pixel.
 template <class I>
-void implicit(const stif_rt_implicit& call, int64_t begin, int64_t end) {
+void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
     const auto w = std::make_unique<Workspace<I>>();
-    const Element* nearest_map = static_cast<const Element*>(call.nearest_map);
-    const Element* bilinear_map = static_cast<const Element*>(call.bilinear_map);
+    const Element *nearest_map = static_cast<const Element *>(call.nearest_map);
+    const Element *bilinear_map = static_cast<const Element *>(call.bilinear_map);
     const stif_rt_axis &vertical = call.vertical, &horizontal = call.horizontal;
     const auto each = [&](int64_t from, auto body) {  // the last tile repeats its last pixel
         for (int p = 0; p < I::tile; ++p) {
@@ -244,8 +245,8 @@ void implicit(const stif_rt_implicit& call, int64_t begin, int64_t end) {
     };
     for (int64_t from = begin; from < end; from += I::tile) {
         const int64_t count = from + I::tile < end ? I::tile : end - from;
-        each(from, [&](float* __restrict first, int64_t i, int64_t j) {
-            const Element* __restrict cell =
+        each(from, [&](float *__restrict first, int64_t i, int64_t j) {
+            const Element *__restrict cell =
                 nearest_map + (vertical.cells[i] * horizontal.inputs + horizontal.cells[j]) * CHANNELS;
             const float y = vertical.relative[i], x = horizontal.relative[j];
             for (int c = 0; c < CHANNELS; ++c)
@@ -254,10 +255,10 @@ void implicit(const stif_rt_implicit& call, int64_t begin, int64_t end) {
         });
         if (call.feature) {
             siren<I>(call.first, *w, nullptr, 0, w->feature, CHANNELS);
-            std::memcpy(static_cast<Element*>(call.feature) + from * CHANNELS, w->feature,
+            std::memcpy(static_cast<Element *>(call.feature) + from * CHANNELS, w->feature,
                         count * CHANNELS * sizeof(Element));
             if (!bilinear_map) continue;
-            each(from, [&](float* first, int64_t i, int64_t j) {
+            each(from, [&](float *first, int64_t i, int64_t j) {
                 gather(bilinear_map,
                        neighbours(vertical.positions[i], horizontal.positions[j], vertical.inputs, horizontal.inputs),
                        call.second.start, first);
@@ -274,11 +275,11 @@ void implicit(const stif_rt_implicit& call, int64_t begin, int64_t end) {
 
 // Pass 2. Per pixel 95 k multiply-adds, 640 sines, and 16 gathers of 64 channels, half of them from F.
 template <class I>
-void decode(const stif_rt_decode& call, int64_t begin, int64_t end) {
+void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
     const auto w = std::make_unique<Workspace<I>>();
     const stif_rt_axis &vertical = call.vertical, &horizontal = call.horizontal;
-    const Element* feature = static_cast<const Element*>(call.feature);
+    const Element *feature = static_cast<const Element *>(call.feature);
     constexpr int stride = Workspace<I>::stride;
     alignas(64) float zeros[CHANNELS] = {}, sample[CHANNELS];
     float residual[I::tile][3];
@@ -288,8 +289,8 @@ void decode(const stif_rt_decode& call, int64_t begin, int64_t end) {
             const int64_t pixel = from + p < end ? from + p : end - 1;
             const float i = float(call.region.top + pixel / call.region.width);
             const float j = float(call.region.left + pixel % call.region.width);
-            float* first = w->first + p * CHANNELS;
-            const float* start = call.decoder.start;
+            float *first = w->first + p * CHANNELS;
+            const float *start = call.decoder.start;
             residual[p][0] = residual[p][1] = residual[p][2] = 0;
             for (int k = 0; k < 2; ++k) {
                 const float u = call.flow ? call.flow[pixel * 4 + 2 * k] : 0;
@@ -304,7 +305,7 @@ void decode(const stif_rt_decode& call, int64_t begin, int64_t end) {
                 }
                 const float row = to_pixels(y, vertical.inputs), column = to_pixels(x, horizontal.inputs);
                 if (call.maps[k]) {
-                    gather(static_cast<const Element*>(call.maps[k]),
+                    gather(static_cast<const Element *>(call.maps[k]),
                            neighbours(row, column, vertical.inputs, horizontal.inputs), start, sample);
                     std::memcpy(first, sample, sizeof sample);
                     start = first;
@@ -313,7 +314,7 @@ void decode(const stif_rt_decode& call, int64_t begin, int64_t end) {
                     const Neighbours at =
                         neighbours(clamp(row, 0, float(vertical.inputs - 1)),
                                    clamp(column, 0, float(horizontal.inputs - 1)), vertical.inputs, horizontal.inputs);
-                    const float* frame = call.frames + k * vertical.inputs * horizontal.inputs * 3;
+                    const float *frame = call.frames + k * vertical.inputs * horizontal.inputs * 3;
                     const float share = k ? call.time : 1 - call.time;
                     for (int c = 0; c < 3; ++c) residual[p][c] += share * sample_frame(frame, at, c);
                 }
@@ -348,18 +349,18 @@ struct Positions {
     std::unique_ptr<float[]> memory;
     std::unique_ptr<int32_t[]> indices;
     float *tap_y, *tap_x, *share[4];
-    int32_t* index[4];
+    int32_t *index[4];
 };
 
 // As `neighbours`, for all positions of pixel (i, j), with the modulation in the shares. Not inlined, or the compiler
 // forgets that the arrays do not overlap.
 template <class Element>
-STIF_RT_NOINLINE void deformed_neighbours(const Element* __restrict offset, const Element* __restrict mask, float i,
+STIF_RT_NOINLINE void deformed_neighbours(const Element *__restrict offset, const Element *__restrict mask, float i,
                                           float j, int32_t height, int32_t width, int count,
-                                          const float* __restrict tap_y, const float* __restrict tap_x,
-                                          float* __restrict p, float* __restrict q, float* __restrict r,
-                                          float* __restrict s, int32_t* __restrict a, int32_t* __restrict b,
-                                          int32_t* __restrict c, int32_t* __restrict d) {
+                                          const float *__restrict tap_y, const float *__restrict tap_x,
+                                          float *__restrict p, float *__restrict q, float *__restrict r,
+                                          float *__restrict s, int32_t *__restrict a, int32_t *__restrict b,
+                                          int32_t *__restrict c, int32_t *__restrict d) {
     const float bottom = float(height), side = float(width);
     for (int n = 0; n < count; ++n) {
         float y = i + tap_y[n] + to_float(offset[2 * n]), x = j + tap_x[n] + to_float(offset[2 * n + 1]);
@@ -375,8 +376,9 @@ STIF_RT_NOINLINE void deformed_neighbours(const Element* __restrict offset, cons
         const bool column_in = (column >= 0) & (column < width), next_in = column + 1 < width;
         const float up_share = row_in ? up : 0.f, down_share = below_in ? down : 0.f;
         const float left_share = column_in ? 1 - right : 0.f, right_share = next_in ? right : 0.f;
-        const int32_t row0 = row_in ? row : 0, row1 = below_in ? row + 1 : 0;
-        const int32_t column0 = column_in ? column : 0, column1 = next_in ? column + 1 : 0;
+        const int32_t row0 = row < 0 ? 0 : (row < height ? row : height - 1), row1 = below_in ? row + 1 : height - 1;
+        const int32_t column0 = column < 0 ? 0 : (column < width ? column : width - 1);
+        const int32_t column1 = next_in ? column + 1 : width - 1;
         p[n] = up_share * left_share;
         q[n] = up_share * right_share;
         r[n] = down_share * left_share;
@@ -390,7 +392,7 @@ STIF_RT_NOINLINE void deformed_neighbours(const Element* __restrict offset, cons
 
 // Per pixel 9 C bilinear gathers and 9 C O multiply-adds. The gathered columns, [pixels, 9 C], stay in the cache.
 template <class I>
-void deform_conv(const stif_rt_deform_conv& call, int64_t begin, int64_t end) {
+void deform_conv(const stif_rt_deform_conv &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
     struct alignas(64) Line {  // new[] aligns to what its type asks for
         unsigned char bytes[64];
@@ -405,18 +407,18 @@ void deform_conv(const stif_rt_deform_conv& call, int64_t begin, int64_t end) {
     const auto columns_memory = lines(int64_t(I::tile) * stride * sizeof(Element));
     const auto out_memory = lines(int64_t(I::tile) * outputs * sizeof(Element));
     const auto sample_memory = lines(round_up(inputs, I::lanes) * sizeof(float));
-    Element* columns = reinterpret_cast<Element*>(columns_memory.get());
-    Element* out = reinterpret_cast<Element*>(out_memory.get());
-    float* sample = reinterpret_cast<float*>(sample_memory.get());
+    Element *columns = reinterpret_cast<Element *>(columns_memory.get());
+    Element *out = reinterpret_cast<Element *>(out_memory.get());
+    float *sample = reinterpret_cast<float *>(sample_memory.get());
     const Positions at(groups * TAPS);
-    const Element* image = static_cast<const Element*>(call.x);
+    const Element *image = static_cast<const Element *>(call.x);
 
     for (int64_t from = begin; from < end; from += I::tile) {
         const int64_t count = from + I::tile < end ? I::tile : end - from;
         for (int p = 0; p < count; ++p) {
             const int64_t pixel = from + p;
-            deformed_neighbours(static_cast<const Element*>(call.offset) + pixel * call.offset_stride,
-                                static_cast<const Element*>(call.mask) + pixel * call.mask_stride,
+            deformed_neighbours(static_cast<const Element *>(call.offset) + pixel * call.offset_stride,
+                                static_cast<const Element *>(call.mask) + pixel * call.mask_stride,
                                 float(pixel / call.width), float(pixel % call.width), int32_t(call.height),
                                 int32_t(call.width), groups * TAPS, at.tap_y, at.tap_x, at.share[0], at.share[1],
                                 at.share[2], at.share[3], at.index[0], at.index[1], at.index[2], at.index[3]);
@@ -424,11 +426,11 @@ void deform_conv(const stif_rt_deform_conv& call, int64_t begin, int64_t end) {
                 for (int k = 0; k < TAPS; ++k) {
                     const int n = g * TAPS + k;
                     const float p0 = at.share[0][n], p1 = at.share[1][n], p2 = at.share[2][n], p3 = at.share[3][n];
-                    const Element* __restrict a = image + at.index[0][n] * call.x_stride + g * share;
-                    const Element* __restrict b = image + at.index[1][n] * call.x_stride + g * share;
-                    const Element* __restrict c = image + at.index[2][n] * call.x_stride + g * share;
-                    const Element* __restrict d = image + at.index[3][n] * call.x_stride + g * share;
-                    float* __restrict to = sample + k * channels + g * share;
+                    const Element *__restrict a = image + at.index[0][n] * call.x_stride + g * share;
+                    const Element *__restrict b = image + at.index[1][n] * call.x_stride + g * share;
+                    const Element *__restrict c = image + at.index[2][n] * call.x_stride + g * share;
+                    const Element *__restrict d = image + at.index[3][n] * call.x_stride + g * share;
+                    float *__restrict to = sample + k * channels + g * share;
                     const auto mix = [&](int e) {
                         to[e] = p0 * to_float(a[e]) + p1 * to_float(b[e]) + (p2 * to_float(c[e]) + p3 * to_float(d[e]));
                     };
@@ -439,16 +441,16 @@ void deform_conv(const stif_rt_deform_conv& call, int64_t begin, int64_t end) {
                 }
             convert<I>(sample, columns + p * stride, inputs);
         }
-        linear<I, false>(columns, stride, call.convolution, static_cast<const float*>(call.convolution.packed), 0, out,
+        linear<I, false>(columns, stride, call.convolution, static_cast<const float *>(call.convolution.packed), 0, out,
                          outputs);
         for (int p = 0; p < count; ++p)
-            std::memcpy(static_cast<Element*>(call.out) + (from + p) * call.out_stride, out + int64_t(p) * outputs,
+            std::memcpy(static_cast<Element *>(call.out) + (from + p) * call.out_stride, out + int64_t(p) * outputs,
                         call.convolution.outputs * sizeof(Element));
     }
 }
 
 template <class I>
-constexpr Isa describe(const char* name, const char* (*unavailable)()) {
+constexpr Isa describe(const char *name, const char *(*unavailable)()) {
     return {name,        sizeof(typename I::Element) == 2,
             I::lanes,    I::unit,
             I::depth,    I::tile,

@@ -12,12 +12,12 @@ struct Portable {
     static constexpr int rows = 4, panels = 2, tile = 48;
     static constexpr bool matrix_unit = false;
 
-    static Vector load(const float* p) {
+    static Vector load(const float *p) {
         Vector v;
         std::memcpy(&v, p, sizeof v);
         return v;
     }
-    static void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+    static void store(float *p, Vector v) { std::memcpy(p, &v, sizeof v); }
     static Vector set(float value) { return Vector{value, value, value, value}; }
     static Vector subtract(Vector a, Vector b) { return a - b; }
     static Vector multiply(Vector a, Vector b) { return a * b; }
@@ -27,12 +27,12 @@ struct Portable {
         const Vector magic = set(12582912.f), large = set(4194304.f);
         return (a < large) & (a > -large) ? (a + magic) - magic : a;
     }
-    static Operand load_operand(const float* p) { return load(p); }
-    static Operand broadcast_operand(const float* p) { return set(*p); }
+    static Operand load_operand(const float *p) { return load(p); }
+    static Operand broadcast_operand(const float *p) { return set(*p); }
     static Vector multiply_add(Operand a, Operand b, Vector c) { return a * b + c; }
 };
 
-const char* unavailable() {
+const char *unavailable() {
     return nullptr;
 }
 

@@ -39,7 +39,7 @@ __device__ __forceinline__ float to_float(Float16 value) {
     return result;
 }
 
-__device__ __forceinline__ void from_float(float value, Float16& result) {
+__device__ __forceinline__ void from_float(float value, Float16 &result) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 }
 
@@ -74,11 +74,11 @@ __device__ __forceinline__ float to_float(BFloat16 value) {
     return __uint_as_float((unsigned)value.bits << 16);
 }
 
-__device__ __forceinline__ void from_float(float value, float& result) {
+__device__ __forceinline__ void from_float(float value, float &result) {
     result = value;
 }
 
-__device__ __forceinline__ void from_float(float value, BFloat16& result) {
+__device__ __forceinline__ void from_float(float value, BFloat16 &result) {
     const unsigned bits = __float_as_uint(value);
     const unsigned rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
     result.bits = (unsigned short)(value == value ? rounded : 0x7fff);
@@ -117,16 +117,16 @@ __device__ __forceinline__ Corners find_corners(float y, float x, float mask, in
 }
 
 template <typename T>
-__device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T* mask, const T* weight, const T* bias,
+__device__ __forceinline__ void deform_conv(const T *x, const T *offset, const T *mask, const T *weight, const T *bias,
                                             int channels, int outputs, int groups, int height, int width, int x_batch,
                                             int x_channel, int x_pixel, int offset_batch, int offset_channel,
                                             int offset_pixel, int mask_batch, int mask_channel, int mask_pixel,
                                             int weight_channel, int weight_tap, int out_batch, int out_channel,
-                                            int out_pixel, T* out) {
+                                            int out_pixel, T *out) {
     __shared__ Run<T, OCTET> sample_rows[PIXELS * STRIDE<T> / OCTET];   // [pixel][channel of the step]
     __shared__ Run<T, OCTET> weight_rows[OUTPUTS * STRIDE<T> / OCTET];  // [output channel][channel of the step]
-    T* const samples = sample_rows[0].at;
-    T* const weights = weight_rows[0].at;
+    T *const samples = sample_rows[0].at;
+    T *const weights = weight_rows[0].at;
 
     const long long batch = blockIdx.z;
     x += batch * x_batch;
@@ -165,7 +165,7 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
                             const int group = (channel + i) / group_channels;
                             group_end = (group + 1) * group_channels;
                             const int k = group * TAPS + tap;
-                            const T* const vertical =
+                            const T *const vertical =
                                 offset + 2ll * k * offset_channel + (long long)pixel * offset_pixel;
                             const float row = pixel / width + tap / 3 - 1 + to_float(vertical[0]);
                             const float column = pixel % width + tap % 3 - 1 + to_float(vertical[offset_channel]);
@@ -186,15 +186,15 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
                 if (whole_octets && group_end > 0) {
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        const T* const at = x + (long long)corners.pixel[n] * x_pixel + channel;
-                        const Run<T, OCTET> run = *(const Run<T, OCTET>*)at;
+                        const T *const at = x + (long long)corners.pixel[n] * x_pixel + channel;
+                        const Run<T, OCTET> run = *(const Run<T, OCTET> *)at;
 #pragma unroll
                         for (int i = 0; i < OCTET; ++i) values[i] += corners.share[n] * to_float(run.at[i]);
                     }
                 }
 #pragma unroll
                 for (int i = 0; i < OCTET; ++i) from_float(values[i], sampled.at[i]);
-                *(Run<T, OCTET>*)(samples + local_pixel * STRIDE<T> + octet * OCTET) = sampled;
+                *(Run<T, OCTET> *)(samples + local_pixel * STRIDE<T> + octet * OCTET) = sampled;
             }
             for (int i = thread; i < OUTPUTS * DEPTH; i += THREADS) {
                 const int output = first_output + i / DEPTH, channel = first_channel + i % DEPTH;
@@ -206,8 +206,8 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
             __syncthreads();
 
             if constexpr (TENSOR_CORES) {
-                const T* const a_rows = weights + (warp / 2 * 32 + lane / 4) * STRIDE<T> + lane % 4 * 2;
-                const T* const b_rows = samples + (warp % 2 * 32 + lane / 4) * STRIDE<T> + lane % 4 * 2;
+                const T *const a_rows = weights + (warp / 2 * 32 + lane / 4) * STRIDE<T> + lane % 4 * 2;
+                const T *const b_rows = samples + (warp % 2 * 32 + lane / 4) * STRIDE<T> + lane % 4 * 2;
 #pragma unroll
                 for (int k = 0; k < DEPTH; k += 16) {
                     unsigned a[2][4], b[4][2];
@@ -215,12 +215,12 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
                     for (int m = 0; m < 2; ++m)
 #pragma unroll
                         for (int i = 0; i < 4; ++i)
-                            a[m][i] = *(const unsigned*)(a_rows + (m * 16 + i % 2 * 8) * STRIDE<T> + k + i / 2 * 8);
+                            a[m][i] = *(const unsigned *)(a_rows + (m * 16 + i % 2 * 8) * STRIDE<T> + k + i / 2 * 8);
 #pragma unroll
                     for (int n = 0; n < 4; ++n)
 #pragma unroll
                         for (int i = 0; i < 2; ++i)
-                            b[n][i] = *(const unsigned*)(b_rows + n * 8 * STRIDE<T> + k + i * 8);
+                            b[n][i] = *(const unsigned *)(b_rows + n * 8 * STRIDE<T> + k + i * 8);
 #pragma unroll
                     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -233,13 +233,13 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
                     float a[8][4], b[4][4];
 #pragma unroll
                     for (int m = 0; m < 8; ++m) {
-                        const Run<T, 4> run = *(const Run<T, 4>*)(weights + (thread / 16 + 8 * m) * STRIDE<T> + k);
+                        const Run<T, 4> run = *(const Run<T, 4> *)(weights + (thread / 16 + 8 * m) * STRIDE<T> + k);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) a[m][i] = to_float(run.at[i]);
                     }
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        const Run<T, 4> run = *(const Run<T, 4>*)(samples + (thread % 16 + 16 * n) * STRIDE<T> + k);
+                        const Run<T, 4> run = *(const Run<T, 4> *)(samples + (thread % 16 + 16 * n) * STRIDE<T> + k);
 #pragma unroll
                         for (int i = 0; i < 4; ++i) b[n][i] = to_float(run.at[i]);
                     }
@@ -276,10 +276,10 @@ __device__ __forceinline__ void deform_conv(const T* x, const T* offset, const T
 
 #define STIF_RT_ENTRY(NAME, T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                           \
-        NAME(const T* x, const T* offset, const T* mask, const T* weight, const T* bias, int channels, int outputs, \
+        NAME(const T *x, const T *offset, const T *mask, const T *weight, const T *bias, int channels, int outputs, \
              int groups, int height, int width, int x_batch, int x_channel, int x_pixel, int offset_batch,          \
              int offset_channel, int offset_pixel, int mask_batch, int mask_channel, int mask_pixel,                \
-             int weight_channel, int weight_tap, int out_batch, int out_channel, int out_pixel, T* out) {           \
+             int weight_channel, int weight_tap, int out_batch, int out_channel, int out_pixel, T *out) {           \
         deform_conv(x, offset, mask, weight, bias, channels, outputs, groups, height, width, x_batch, x_channel,    \
                     x_pixel, offset_batch, offset_channel, offset_pixel, mask_batch, mask_channel, mask_pixel,      \
                     weight_channel, weight_tap, out_batch, out_channel, out_pixel, out);                            \

@@ -1,11 +1,12 @@
 """Kernel backends: what runs the implicit functions once per output pixel and time."""
 
 import logging
+import os
 from types import ModuleType
 
 import torch
 
-from stif_rt.kernels import cpu, reference, triton
+from stif_rt.kernels import cpu, native, reference, triton
 from stif_rt.kernels.interface import Kernels
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
@@ -33,5 +34,6 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
             return kernels
         if name == candidate:
             raise RuntimeError(f"kernels {name!r} cannot run: {reason}")
-        log.info("kernels %s not used: %s", candidate, reason)
+        forced = module is cpu and device.type == "cpu" and native.FORCED in os.environ
+        log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", candidate, reason)
     raise AssertionError("the reference runs everywhere")

@@ -17,6 +17,8 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.coordinates import Axis, Geometry
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
+LARGEST_INPUTS = 1 << 16
+
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
@@ -82,8 +84,8 @@ class CpuKernels:
         if self._first is None:
             return None, None
         shape = (*times.shape, box.height, box.width)
-        feature = None if self.weights.sif is None else torch.empty(*shape, CHANNELS, dtype=self.dtype)
-        flow = None if self.weights.tif is None else torch.empty(*shape, 4)
+        feature = None if self.weights.sif is None else torch.empty(*shape, CHANNELS, dtype=self.dtype, device="cpu")
+        flow = None if self.weights.tif is None else torch.empty(*shape, 4, dtype=torch.float32, device="cpu")
         nearest = projections.tif if self.weights.sif is None else projections.sif
         bilinear = projections.tif if self._second is not None else ()
         for b, t in _indices(times):
@@ -114,7 +116,7 @@ class CpuKernels:
         region: Box,
         box: Box,
     ) -> Tensor:
-        rgb = torch.empty(*times.shape, 3, region.height, region.width)
+        rgb = torch.empty(*times.shape, 3, region.height, region.width, dtype=torch.float32, device="cpu")
         feature = None if feature is None else feature.contiguous()
         flow = None if flow is None else flow.contiguous()
         for b, t in _indices(times):
@@ -163,9 +165,11 @@ def run_deform_conv2d(
     """``deform_conv2d`` with one instruction set of one library."""
     B, C, h, w = x.shape
     outputs = weight.shape[0]
+    if 9 * C > LARGEST_INPUTS or h * w >= 1 << 31:
+        raise ValueError(f"x is {list(x.shape)}; the native code takes {LARGEST_INPUTS // 9} channels and 2^31 pixels")
     x, offset, mask = (_pixels(tensor) for tensor in (x, offset, mask))
     packed = library.pack(isa, weight.permute(0, 2, 3, 1).reshape(outputs, 9 * C), bias)
-    out = torch.empty(B, outputs, h, w, dtype=x.dtype, memory_format=torch.channels_last)
+    out = torch.empty(B, outputs, h, w, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     for b in range(B):
         call = native.DeformConv(
             h,
@@ -189,7 +193,7 @@ def _pixels(maps: Tensor) -> Tensor:
     _, channel, row, column = maps.stride()
     if (C == 1 or channel == 1) and column >= C and row == w * column:
         return maps
-    out = torch.empty(maps.shape, dtype=maps.dtype, memory_format=torch.channels_last)
+    out = torch.empty(maps.shape, dtype=maps.dtype, memory_format=torch.channels_last, device="cpu")
     return out.copy_(maps)
 
 

@@ -60,8 +60,8 @@ class Kernels(Protocol):
         """Pass 1 over the output pixels of ``box``.
 
         Returns the spatial feature F, [B, T, box.height, box.width, 64] in the backend's dtype (None for "-s"), and
-        the flow (x0, y0, x1, y1), float32 [B, T, box.height, box.width, 4] (None for "-f"). A backend returns it as the
-        network has it; ``make_kernels`` sees to it that it is in output pixels, as ``decode`` takes it.
+        the flow (x0, y0, x1, y1), float32 [B, T, box.height, box.width, 4] (None for "-f"), in output pixels: what
+        the network says times the axes' ``flow_unit``.
         """
         ...
 

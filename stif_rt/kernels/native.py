@@ -103,10 +103,16 @@ class Isa:
 
 
 class Library:
-    """The loaded library. Raises OSError where the file cannot be loaded."""
+    """The loaded library. Raises OSError where the file cannot be loaded or was built from other sources."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))  # releases the GIL during calls
+        if not hasattr(library, "stif_rt_sizes"):
+            raise OSError(f"{path} is not the native library of this version: install again")
+        sizes = (c_int64 * 3)()
+        library.stif_rt_sizes(sizes)
+        if list(sizes) != [ctypes.sizeof(call) for call in (Implicit, Decode, DeformConv)]:
+            raise OSError(f"{path} was built from another version of the sources: install again")
         for name, result, *arguments in (
             ("isa_count", c_int32),
             ("isa_name", c_char_p, c_int32),
@@ -138,7 +144,7 @@ class Library:
         weight = weight.float().contiguous()
         bias = None if bias is None else bias.float().contiguous()
         size = self._library.stif_rt_packed_bytes(isa.index, inputs, outputs)
-        packed = torch.empty(size, dtype=torch.uint8)  # PyTorch aligns to 64 bytes
+        packed = torch.empty(size, dtype=torch.uint8, device="cpu")  # PyTorch aligns to 64 bytes
         start = None if bias is None else bias.data_ptr()
         self._library.stif_rt_pack(isa.index, weight.data_ptr(), start, inputs, outputs, packed.data_ptr())
         return packed
@@ -159,7 +165,7 @@ class Library:
 def load() -> Library | str:
     """The library that came with the package, or why there is none."""
     if not LIBRARY.exists():
-        return "the native library was not built: installation found no working C++ compiler"
+        return "the native library was not built; it needs GCC or Clang (pip install -v says what went wrong)"
     try:
         return Library(LIBRARY)
     except OSError as error:
@@ -169,7 +175,8 @@ def load() -> Library | str:
 def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
     """The library and the best instruction set that computes in ``dtype`` here, or why there is none.
 
-    The environment variable STIF_RT_CPU_ISA leaves only the one it names.
+    The environment variable STIF_RT_CPU_ISA leaves only the one it names. Raises ValueError where the library has none
+    of that name, and RuntimeError, with the reason, where it cannot run here.
     """
     library = load()
     if isinstance(library, str):
@@ -177,12 +184,14 @@ def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
     forced = os.environ.get(FORCED)
     names = [isa.name for isa in library.isas]
     if forced and forced not in names:
-        return f"{FORCED} is {forced!r}; the library has {', '.join(names)}"
+        raise ValueError(f"{FORCED} is {forced!r}; the library has {', '.join(names)}")
     candidates = [isa for isa in library.isas if isa.name == forced or (not forced and isa.dtype == dtype)]
     reasons = []
     for isa in candidates:
         if isa.dtype != dtype:
             reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {_name(isa.dtype)}")
+        elif isa.unavailable and forced:
+            raise RuntimeError(f"{FORCED} asks for {forced}, but {isa.unavailable}")
         elif isa.unavailable:
             reasons.append(f"{isa.name}: {isa.unavailable}")
         else:

@@ -59,7 +59,8 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
         return deform_conv2d_grid_sample(x, offset, mask, weight, bias)
     from stif_rt.kernels.deform_conv import deform_conv2d as operation  # it falls back on this module
 
-    return operation(x, offset, mask, weight, bias)
+    bias = None if bias is None else bias.to(x.dtype)  # under autocast x is narrower than the weights
+    return operation(x, offset, mask, weight.to(x.dtype), bias)
 
 
 def deform_conv2d_by_pytorch(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

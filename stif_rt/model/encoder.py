@@ -51,10 +51,10 @@ def _fused(layer: nn.Conv2d, x: Tensor, activation: str, numbers: list[float]) -
 def _fuses(x: Tensor) -> bool:
     """Whether oneDNN's fused convolution, which ``torch.compile`` uses too, takes x. It knows no gradients, and graphs
     that are exported must not hold it: hence only in inference mode."""
-    if x.device.type != "cpu" or not torch.is_inference_mode_enabled() or not torch.backends.mkldnn.enabled:
-        return False
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return False  # in this order: a graph being compiled would break at the question after the mode
     operations = torch.ops.mkldnn
-    if not hasattr(operations, "_convolution_pointwise") or not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.enabled or not hasattr(operations, "_convolution_pointwise"):
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and operations._is_mkldnn_bf16_supported())
 

@@ -64,7 +64,7 @@ static void yield() {
     swapcontext(&fibers[current].context, &scheduler);
 }
 
-static void wait(Barrier& barrier) {
+static void wait(Barrier &barrier) {
     const int generation = barrier.generation;
     if (++barrier.arrived == barrier.members) {
         barrier.arrived = 0;
@@ -83,7 +83,7 @@ static void enter() {
 }
 
 // Runs kernel() for every thread of every block. Returns false where the threads wait for each other for ever.
-static bool launch(Index grid, int threads, unsigned seed, const std::function<void()>& kernel) {
+static bool launch(Index grid, int threads, unsigned seed, const std::function<void()> &kernel) {
     std::mt19937 random(seed);
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = i;

@@ -5,7 +5,7 @@ struct Float16;
 struct BFloat16;
 float to_float(Float16 value);
 float to_float(BFloat16 value);
-void from_float(float value, Float16& result);
+void from_float(float value, Float16 &result);
 template <typename T>
 void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T);
 
@@ -17,7 +17,7 @@ float to_float(Float16 value) {
     return half;
 }
 
-void from_float(float value, Float16& result) {
+void from_float(float value, Float16 &result) {
     const _Float16 half = value;
     std::memcpy(&result, &half, 2);
 }
@@ -39,8 +39,8 @@ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
 // arrays: x, offset, mask, weight, bias (may be null). n: the kernel's integers. Returns 0 where the threads wait for
 // each other for ever.
 #define RUN(NAME, T)                                                                                              \
-    extern "C" int run_##NAME(const int* grid, int threads, unsigned seed, const T* const* arrays, const int* n,  \
-                              T* out) {                                                                           \
+    extern "C" int run_##NAME(const int *grid, int threads, unsigned seed, const T *const *arrays, const int *n,  \
+                              T *out) {                                                                           \
         return emulation::launch({grid[0], grid[1], grid[2]}, threads, seed, [=] {                                \
             NAME(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], n[0], n[1], n[2], n[3], n[4], n[5], n[6], \
                  n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17], n[18], out);           \

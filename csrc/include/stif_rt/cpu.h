@@ -8,11 +8,7 @@
 
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define STIF_RT_API __declspec(dllexport)
-#else
 #define STIF_RT_API __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,17 +16,17 @@ extern "C" {
 
 #define STIF_RT_CHANNELS 64 /* of every feature map, and of every first layer */
 #define STIF_RT_WIDEST 256  /* outputs of the widest layer */
-#define STIF_RT_LAYERS 5    /* most layers of one network, the local part of the first one included */
+#define STIF_RT_LAYERS 5    /* most layers of one network, after its first */
 
 /* Instruction sets, by preference. An index into them is called isa below. */
 STIF_RT_API int32_t stif_rt_isa_count(void);
-STIF_RT_API const char* stif_rt_isa_name(int32_t isa);
+STIF_RT_API const char *stif_rt_isa_name(int32_t isa);
 STIF_RT_API int32_t stif_rt_isa_bfloat16(int32_t isa);        /* whether elements are bfloat16 */
-STIF_RT_API const char* stif_rt_isa_unavailable(int32_t isa); /* why it cannot run here; NULL where it can */
+STIF_RT_API const char *stif_rt_isa_unavailable(int32_t isa); /* why it cannot run here; NULL where it can */
 
 /* y = W x + b with the weights packed for one instruction set. */
 typedef struct {
-    const void* packed; /* from stif_rt_pack; NULL where the layer is missing */
+    const void *packed; /* from stif_rt_pack; NULL where the layer is missing */
     int32_t inputs;
     int32_t outputs;
 } stif_rt_linear;
@@ -38,23 +34,23 @@ typedef struct {
 /* Bytes that stif_rt_pack writes. inputs: at most 65536. */
 STIF_RT_API int64_t stif_rt_packed_bytes(int32_t isa, int32_t inputs, int32_t outputs);
 /* weight: [outputs, inputs]. bias: [outputs], or NULL for zeros. packed: 64-byte aligned. */
-STIF_RT_API void stif_rt_pack(int32_t isa, const float* weight, const float* bias, int32_t inputs, int32_t outputs,
-                              void* packed);
+STIF_RT_API void stif_rt_pack(int32_t isa, const float *weight, const float *bias, int32_t inputs, int32_t outputs,
+                              void *packed);
 
 /* A SIREN whose pre-activations are in turns: y = last(sin 2 pi (... sin 2 pi (first))). */
 typedef struct {
     stif_rt_linear local;                  /* first-layer columns for what is made per pixel; 64 outputs, no bias */
     stif_rt_linear hidden[STIF_RT_LAYERS]; /* the sine layers after the first, then the last, linear layer */
     int32_t hidden_count;
-    const float* start; /* [64]: first layer's bias + time column * t */
+    const float *start; /* [64]: first layer's bias + time column * t */
 } stif_rt_siren;
 
 /* One axis of the picture; tables run over the output's pixels. */
 typedef struct {
     int64_t inputs, outputs; /* n, N */
-    const int64_t* cells;    /* [N] nearest input pixel */
-    const float* relative;   /* [N] distance from its centre */
-    const float* positions;  /* [N] where the pixel lies, in input pixels */
+    const int64_t *cells;    /* [N] nearest input pixel */
+    const float *relative;   /* [N] distance from its centre */
+    const float *positions;  /* [N] where the pixel lies, in input pixels */
     float origin, step;      /* base grid of the warp, normalised: origin + step * (pixel + flow) */
     float flow_unit;         /* what the network counts flow in, in output pixels */
 } stif_rt_axis;
@@ -68,12 +64,12 @@ typedef struct {
 typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box box;
-    const void* nearest_map;  /* Element [h, w, 64] */
-    const void* bilinear_map; /* Element [h, w, 64] or NULL */
-    const float* relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
+    const void *nearest_map;  /* Element [h, w, 64] */
+    const void *bilinear_map; /* Element [h, w, 64] or NULL */
+    const float *relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
     stif_rt_siren first, second;
-    void* feature; /* Element [box, 64] or NULL */
-    float* flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */
+    void *feature; /* Element [box, 64] or NULL */
+    float *flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */
 } stif_rt_implicit;
 
 /* Pass 2: rgb = decoder(F(p0), F(p1), maps[0](p0), maps[1](p1)) + residual, at the positions that the flow points to.
@@ -82,34 +78,37 @@ typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box region;  /* what is decoded */
     stif_rt_box box;     /* what feature covers */
-    const void* feature; /* Element [box, 64] or NULL */
-    const float* flow;   /* [region, 4] or NULL for none */
-    const void* maps[2]; /* Element [h, w, 64] or NULL */
-    const float* frames; /* [2, h, w, 3] or NULL for no residual */
+    const void *feature; /* Element [box, 64] or NULL */
+    const float *flow;   /* [region, 4] or NULL for none */
+    const void *maps[2]; /* Element [h, w, 64] or NULL */
+    const float *frames; /* [2, h, w, 3] or NULL for no residual */
     float time;          /* share of the second frame in the residual */
     stif_rt_siren decoder;
-    float* rgb; /* [3, region] */
+    float *rgb; /* [3, region] */
 } stif_rt_decode;
 
 /* Modulated deformable 3x3 convolution of one channels-last image; see stif_rt/model/deform_conv.py. */
 typedef struct {
     int64_t height, width;
     int32_t groups;
-    const void* x;      /* Element, pixels x_stride elements apart; channels = convolution.inputs / 9 */
-    const void* offset; /* Element [groups * 9 * 2] a pixel */
-    const void* mask;   /* Element [groups * 9] a pixel */
+    const void *x;      /* Element, pixels x_stride elements apart; channels = convolution.inputs / 9 */
+    const void *offset; /* Element [groups * 9 * 2] a pixel */
+    const void *mask;   /* Element [groups * 9] a pixel */
     int64_t x_stride, offset_stride, mask_stride, out_stride;
     stif_rt_linear convolution; /* inputs ordered (tap, channel) */
-    void* out;                  /* Element [outputs] a pixel */
+    void *out;                  /* Element [outputs] a pixel */
 } stif_rt_deform_conv;
 
+/* Sizes in bytes of the three structures above, in that order: a caller that was made for others must not call. */
+STIF_RT_API void stif_rt_sizes(int64_t sizes[3]);
+
 /* Each returns 0, or 1 where memory or threads cannot be had. threads: at most so many, the caller's included. */
-STIF_RT_API int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit* arguments, int32_t threads);
-STIF_RT_API int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode* arguments, int32_t threads);
-STIF_RT_API int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv* arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *arguments, int32_t threads);
 
 /* y = sin(2 pi x), as the kernels compute it. */
-STIF_RT_API void stif_rt_run_sine(int32_t isa, const float* x, float* y, int64_t count);
+STIF_RT_API void stif_rt_run_sine(int32_t isa, const float *x, float *y, int64_t count);
 
 #ifdef __cplusplus
 }

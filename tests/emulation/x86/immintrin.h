@@ -11,7 +11,7 @@
 
 namespace emulation {
 
-inline void require(bool condition, const char* what) {
+inline void require(bool condition, const char *what) {
     if (!condition) {
         std::fprintf(stderr, "emulated instruction: %s\n", what);
         std::abort();
@@ -49,16 +49,16 @@ struct __m256bh {
 
 constexpr int _MM_FROUND_TO_NEAREST_INT = 0, _MM_FROUND_NO_EXC = 8;
 
-inline __m512 _mm512_loadu_ps(const void* p) {
+inline __m512 _mm512_loadu_ps(const void *p) {
     __m512 v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-inline __m512 _mm512_load_ps(const void* p) {
+inline __m512 _mm512_load_ps(const void *p) {
     emulation::require(reinterpret_cast<uintptr_t>(p) % 64 == 0, "unaligned address in _mm512_load_ps");
     return _mm512_loadu_ps(p);
 }
-inline void _mm512_storeu_ps(void* p, __m512 v) {
+inline void _mm512_storeu_ps(void *p, __m512 v) {
     std::memcpy(p, &v, sizeof v);
 }
 
@@ -113,17 +113,17 @@ struct Tiles {
     alignas(64) unsigned char data[8][16][64];
 };
 
-inline Tiles& tiles() {
+inline Tiles &tiles() {
     thread_local Tiles state;
     return state;
 }
 
 }  // namespace emulation
 
-inline void _tile_loadconfig(const void* memory) {
-    const unsigned char* configuration = static_cast<const unsigned char*>(memory);
+inline void _tile_loadconfig(const void *memory) {
+    const unsigned char *configuration = static_cast<const unsigned char *>(memory);
     emulation::require(configuration[0] == 1, "palette of the tile configuration");
-    emulation::Tiles& tiles = emulation::tiles();
+    emulation::Tiles &tiles = emulation::tiles();
     for (int tile = 0; tile < 8; ++tile) {
         tiles.bytes[tile] = configuration[16 + 2 * tile] | configuration[17 + 2 * tile] << 8;
         tiles.rows[tile] = configuration[48 + tile];
@@ -134,21 +134,21 @@ inline void _tile_loadconfig(const void* memory) {
 inline void _tile_release() {
     emulation::tiles().configured = false;
 }
-inline void _tile_loadd(int tile, const void* base, int64_t stride) {
-    emulation::Tiles& tiles = emulation::tiles();
+inline void _tile_loadd(int tile, const void *base, int64_t stride) {
+    emulation::Tiles &tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile load without a configuration");
     for (int row = 0; row < tiles.rows[tile]; ++row)
-        std::memcpy(tiles.data[tile][row], static_cast<const unsigned char*>(base) + row * stride, tiles.bytes[tile]);
+        std::memcpy(tiles.data[tile][row], static_cast<const unsigned char *>(base) + row * stride, tiles.bytes[tile]);
 }
-inline void _tile_stored(int tile, void* base, int64_t stride) {
-    emulation::Tiles& tiles = emulation::tiles();
+inline void _tile_stored(int tile, void *base, int64_t stride) {
+    emulation::Tiles &tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile store without a configuration");
     for (int row = 0; row < tiles.rows[tile]; ++row)
-        std::memcpy(static_cast<unsigned char*>(base) + row * stride, tiles.data[tile][row], tiles.bytes[tile]);
+        std::memcpy(static_cast<unsigned char *>(base) + row * stride, tiles.data[tile][row], tiles.bytes[tile]);
 }
 // TDPBF16PS: sum[m][n] += the even and the odd product of each pair, pair by pair
 inline void _tile_dpbf16ps(int sum, int a, int b) {
-    emulation::Tiles& tiles = emulation::tiles();
+    emulation::Tiles &tiles = emulation::tiles();
     emulation::require(tiles.configured, "tile product without a configuration");
     emulation::require(tiles.bytes[a] / 4 == tiles.rows[b] && tiles.rows[sum] == tiles.rows[a],
                        "sizes of a tile product");
