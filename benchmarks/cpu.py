@@ -5,6 +5,7 @@ so that a slow spell of the machine hits all alike; the table gives medians and 
 its matrix work at the rate that PyTorch reaches on [2048, 256] x [256, 256] products in the same dtype and run.
 """
 
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from stif_rt.model.config import Config
 from stif_rt.model.coordinates import make_geometry
 from stif_rt.model.deform_conv import deform_conv2d_grid_sample
 from stif_rt.model.stif import STIF
+from stif_rt.runtime import Runtime
 from stif_rt.video.writer import video_writer
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -188,13 +190,35 @@ def video_rate(frames_per_pair: int = 8) -> float:
         return 4 * frames_per_pair / (time.perf_counter() - start)
 
 
+def growth() -> None:
+    """Seconds per megapixel and the process's largest memory, bundled weights, from 0.1 to 8.3 megapixels."""
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (23, 40, 3)), np.ones((8, 8, 1), int))[:180].astype(np.uint8)
+    runtime = Runtime.load()
+    runtime.encode(picture, np.roll(picture, 3, 1))
+    table = Table("output", "megapixels", "seconds per megapixel", "largest memory so far, GiB")
+    for H, W in ((234, 416), (450, 800), (720, 1280), (1080, 1920), (2160, 3840)):
+        samples = []
+        for _ in range(3):
+            start = time.perf_counter()
+            runtime.render(0.5, size=(H, W))
+            samples.append((time.perf_counter() - start) / (H * W / 1e6))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{statistics.median(samples):.2f}", f"{memory:.2f}")
+    Console(width=120).print(table)
+
+
 def main(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     encoder: Annotated[
         bool, typer.Option(help="The paper's encoder too, which takes minutes without bfloat16.")
     ] = False,
+    larger: Annotated[bool, typer.Option("--growth", help="Only time and memory against the output's size.")] = False,
     video: Annotated[bool, typer.Option(help="A short clip through stif-rt render, too.")] = False,
 ) -> None:
+    if larger:
+        growth()
+        return
     torch.manual_seed(0)
     model = STIF(Config()).eval()
     dtypes = sorted({isa.dtype for _, isa in instruction_sets()} | {torch.float32}, key=str)

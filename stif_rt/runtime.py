@@ -68,7 +68,7 @@ class Runtime:
         self._engine = engine
         self._kernels = kernels
         self._pair: _Pair | None = None
-        self._margin = 0  # output pixels beyond a piece that its flow was last seen to read
+        self._margin = 0  # output pixels around a piece that its flow is expected to read
         self._graphs = FrameGraphs(kernels) if use_graph else None
 
     @classmethod
@@ -246,7 +246,7 @@ class Runtime:
         """Renders ``region`` into its place in ``rgb``, [3, ...] over the box ``whole``; in halves where it is large.
 
         A pixel reads the spatial feature where its flow points, which may lie outside the region. So the feature is
-        computed over a box that is wider by what the piece before needed, and again where that is not enough.
+        computed over a box that is wider by what the pieces before needed, and again where that is not enough.
         """
         assert self._pair is not None
         feature: Tensor | None = None
@@ -269,7 +269,9 @@ class Runtime:
                 break
             box = reach
         sides = (region.top - reach.top, region.left - reach.left)
-        self._margin = max(*sides, reach.height - region.height - sides[0], reach.width - region.width - sides[1])
+        needed = max(*sides, reach.height - region.height - sides[0], reach.width - region.width - sides[1])
+        # with some room: a wider box costs a few rows, one too narrow costs the whole of pass 1
+        self._margin = max(needed + needed // 4, self._margin * 3 // 4)
         top, left = region.top - whole.top, region.left - whole.left
         decoded = self._kernels.decode(self._pair.projections, feature, flow, times, geometry, region, box)
         rgb[:, top : top + region.height, left : left + region.width] = decoded[0, 0]
