@@ -13,7 +13,6 @@ class TorchEngine:
         # channels last: 1.1 to 1.3 times faster convolutions on CPUs, and what tensor cores want
         self.encoder = encoder.to(device, dtype).to(memory_format=torch.channels_last).eval()
         self.dtype = dtype
-
         self._before: tuple[Tensor, Pyramid] | None = None
 
     @torch.inference_mode()

@@ -170,13 +170,12 @@ class StateAlignment(PyramidConvs):
         self.pcd_align = Alignment()
         self.fusion = conv(2 * CHANNELS, CHANNELS, 1)
 
-    def forward(self, x: Pyramid, state: Tensor | None) -> Tensor:
-        """x: the current input's pyramid. state: [B, 64, h, w], None for zeros."""
+    def forward(self, x: Tensor, state: Tensor | None) -> Tensor:
+        """x, state: [B, 64, h, w]. A state of None is one of zeros."""
         if state is None:
-            _, level2, level3 = self.pyramid(torch.zeros_like(x[0]))
-            return self.fusion(self.pcd_align(x, (None, level2, level3)))
-
-        return self.fusion(self.pcd_align(x, self.pyramid(state)))
+            _, level2, level3 = self.pyramid(torch.zeros_like(x))
+            return self.fusion(self.pcd_align(self.pyramid(x), (None, level2, level3)))
+        return self.fusion(self.pcd_align(self.pyramid(x), self.pyramid(state)))
 
 
 class Gates(nn.Module):
@@ -201,7 +200,7 @@ class DeformableConvLSTM(nn.Module):
         hidden = cell = None
         outputs = []
         for x in sequence:
-            hidden, cell = self.pcd_h(self.pcd_h.pyramid(x), hidden), self.pcd_c(self.pcd_c.pyramid(x), cell)
+            hidden, cell = self.pcd_h(x, hidden), self.pcd_c(x, cell)
             gates = self.cell_list[0](torch.cat((x, hidden), 1))
             i, f, o, g = gates.chunk(4, 1)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
