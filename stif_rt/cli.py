@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import importlib
 import logging
 import os
@@ -295,13 +296,17 @@ def train(
     learning_rate: Annotated[float, typer.Option()] = 1e-4,
     final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
     period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
+    warm_up: Annotated[int, typer.Option(min=0, help="Iterations over which the rate rises from zero.")] = 0,
+    siren_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the rate for SIREN layers; a quarter of it for wide ones.")
+    ] = 1,
     beta1: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean gradient.")] = 0.9,
     beta2: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean square.")] = 0.999,
     clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
-    precision: Annotated[Precision, typer.Option(help="Of the encoder's activations.")] = Precision.float32,
+    precision: Annotated[Precision, typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products.")] = Precision.float32,
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 1000,
-    validation: Annotated[list[Path] | None, typer.Option(help="Clips to validate on at each checkpoint.")] = None,
+    validation: Annotated[list[Path] | None, typer.Option(help="Clips to validate on at each checkpoint; OUTPUT/validation.csv has the curve.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     workers: Annotated[int, typer.Option(help="Processes that cut windows.")] = 1,
     device: Device = "auto",
@@ -328,6 +333,8 @@ def train(
         learning_rate=learning_rate,
         final_learning_rate=final_learning_rate,
         period=period,
+        warm_up=warm_up,
+        siren_share=siren_share,
         betas=(beta1, beta2),
         clip_gradient=clip_gradient,
         average=average,
@@ -372,12 +379,20 @@ def train(
         methods = {"this": ours(runtime)}
         means = summarise([evaluate_group(group, methods) for group in groups(held_out, 3, scale, 4)])
         pairs = zip(means[::2], means[1::2], strict=True)  # the baseline and this
+        rows = []
         for bicubic, mean in pairs:
             if mean.clip is None and mean.windows != "all" and mean.frames != "center":
                 shown = f"{mean.windows}, {mean.frames}"
                 console.print(f"{iteration}: {shown}: {mean.psnr:.2f} dB, {mean.psnr - bicubic.psnr:+.2f} over bicubic")
+                rows.append((iteration, mean.windows, mean.frames, f"{mean.psnr:.3f}", f"{bicubic.psnr:.3f}"))
                 if curves is not None:
                     curves.add_scalar(f"PSNR {shown}", mean.psnr, iteration)
+        table = output / "validation.csv"
+        head = not table.exists()
+        with table.open("a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([("iteration", "windows", "frames", "psnr", "bicubic")] if head else [])
+            writer.writerows(rows)
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=stage_one + stage_two)

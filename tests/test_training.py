@@ -14,7 +14,7 @@ from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.training.data import Batches, Clip, Recipe, find_clips, load_clip
 from stif_rt.training.degradation import degrade
-from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, train
+from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, parameter_groups, train
 
 CPU = torch.device("cpu")
 CONFIG = Config(**TINY, grid="centres", residual=True, flow_unit="input")
@@ -199,6 +199,37 @@ def test_mixed_precision_runs(clips, tmp_path):
     model = train(fresh(), clips, options, tmp_path, CPU, 0, lambda s: losses.append(s.loss))
     assert np.isfinite(losses).all()
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_bfloat16_has_nearly_the_gradient_of_float32(clips):
+    batch = Batches(clips, RECIPE, 2, seed=0)[0]
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        model = fresh()
+        rgb, _ = FastForm(model, precision)(batch.frames, batch.times, (16, 16))
+        charbonnier(rgb, batch.truth).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    exact, rounded = gradients
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_shares_of_the_learning_rate(clips, tmp_path):
+    """Every parameter is in one group, and the first step of Adam moves each by its share of the rate."""
+    options = dataclasses.replace(SMALL, stage_one=1, stage_two=0, siren_share=0.5, warm_up=4)
+    before, model = fresh(), fresh()
+    groups = parameter_groups(model, 0.5)
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    train(model, clips, options, tmp_path, CPU, 0)
+    rate = options.learning_rate_at(0)
+    assert rate == pytest.approx(1e-3 / 4, rel=1e-3)
+
+    def moved(layer):
+        return float((layer(model).weight - layer(before).weight).detach().abs().max())
+
+    assert moved(lambda m: m.encoder.conv_first) == pytest.approx(rate, rel=0.02)
+    assert moved(lambda m: m.implicit_functions.encode_imnet.linears[-1]) == pytest.approx(rate / 2, rel=0.02)
+    assert moved(lambda m: m.implicit_functions.encode_imnet.linears[-2]) <= rate / 8 * 1.02  # 256 sines come in
 
 
 def test_another_configuration_does_not_resume(clips, tmp_path):

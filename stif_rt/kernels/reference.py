@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stif_rt.kernels import siren
 from stif_rt.kernels.folded import RADIANS, FoldedSiren, FoldedWeights, fold
 from stif_rt.kernels.interface import Box, Projections
 from stif_rt.model.config import CHANNELS, Config
@@ -143,7 +144,13 @@ class ReferenceKernels:
     def _network(self, network: FoldedSiren, first: Tensor, times: Tensor) -> Tensor:
         """A SIREN from the sum of what its first layer is given but time and bias. float32 [B, T, height, width, n]."""
         time = times[..., None] * network.time + network.bias  # [B, T, 64]
-        x = torch.sin(first + time[:, :, None, None])
+        first = first + time[:, :, None, None]
+        if torch.is_grad_enabled() and self.dtype == torch.bfloat16:
+            x = siren.sine(first.flatten(0, -2))
+            for weight, bias in network.hidden:
+                x = siren.sine_layer(x, weight, bias)
+            return siren.linear(x, *network.output).unflatten(0, first.shape[:-1])
+        x = torch.sin(first)
         for weight, bias in network.hidden:
             x = torch.sin(self._linear(x, weight, bias))
         return self._linear(x, *network.output)
@@ -166,6 +173,8 @@ def project(weights: FoldedWeights, features: Tensor, frames: Tensor, dtype: tor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x W^T + bias in float32, x and the weight rounded to ``dtype`` first."""
+    if torch.is_grad_enabled() and dtype == torch.bfloat16:
+        return siren.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     return F.linear(x.to(dtype).float(), weight.to(dtype).float(), bias)
 
 
@@ -186,8 +195,8 @@ def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
             shares.append(vertical * horizontal * inside)
     index, share = torch.stack(indices, -1), torch.stack(shares, -1)
     table = maps.reshape(-1, C)
-    if maps.dtype == torch.float32:  # a weighted sum of four rows is an embedding bag: one pass, and a fast backward
-        samples = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=share.view(-1, 4), mode="sum")
+    if maps.dtype == torch.float32 or torch.is_grad_enabled():  # a weighted sum of four rows is an embedding bag: one pass, and a fast backward
+        samples = F.embedding_bag(index.view(-1, 4), table.float(), per_sample_weights=share.view(-1, 4), mode="sum")
     else:
         samples = torch.einsum("nkc,nk->nc", table[index.view(-1, 4)].float(), share.view(-1, 4))
     return samples.view(*y.shape, C)

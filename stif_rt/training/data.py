@@ -183,7 +183,7 @@ class Batches(Dataset[Batch]):
         patch = max(places, key=_change) if len(places) > 1 else places[0]
         length = len(patch)
         order = rng.choice(length, min(recipe.targets, length), replace=False)
-        patch = _flip(patch[np.concatenate(([0, length - 1], order))], rng)
+        patch = np.ascontiguousarray(_turn(patch[np.concatenate(([0, length - 1], order))], rng))
         if rng.random() < 0.5:  # time runs backwards
             patch[[0, 1]], order = patch[[1, 0]], length - 1 - order
         images = torch.from_numpy(patch).permute(0, 3, 1, 2).float() / 255
@@ -220,7 +220,7 @@ class Batches(Dataset[Batch]):
         else:
             clip = self.clips[rng.integers(len(self.clips))]
             picture = clip.frames[rng.integers(len(clip.frames))]
-        return _flip(picture[None], rng)[0]
+        return _turn(picture[None], rng)[0]
 
     def _finish(self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor) -> Batch:
         """images: the two inputs, then the targets, all at the targets' size."""
@@ -236,10 +236,10 @@ def _change(patch: NDArray[np.uint8]) -> float:
     return float(np.abs(last - first).mean())
 
 
-def _flip(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Flips and rotations by right angles of [n, side, side, 3]."""
+def _turn(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A view of [n, h, w, 3], flipped and rotated by right angles."""
     patch = np.rot90(patch, int(rng.integers(4)), axes=(1, 2))
-    return np.ascontiguousarray(patch[:, :, ::-1] if rng.random() < 0.5 else patch)
+    return patch[:, :, ::-1] if rng.random() < 0.5 else patch
 
 
 def _photometric(images: Tensor, rng: np.random.Generator) -> Tensor:
