@@ -28,19 +28,19 @@ def read(runs: list[Path]) -> dict[str, dict[int, float]]:
     return gains
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of stif-rt train --validation")
     parser.add_argument("--output", type=Path, required=True, help="path of the figure, without suffix")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     figure, axis = new_figure(1, 1)
-    for frames, gains in read(arguments.runs).items():
+    for frames, gains in read(options.runs).items():
         axis.plot(list(gains), list(gains.values()), color=FRAMES[frames], marker=".", label=f"{frames} frame")
     axis.axhline(0, color="#7f7f7f", linewidth=1)
     axis.set(xlabel="iterations", ylabel="PSNR over bicubic + blend, dB")
     axis.set_title("Validation: textured windows of three frames, x4", fontsize=11)
     axis.legend()
-    save(figure, arguments.output)
+    save(figure, options.output)
 
 
 if __name__ == "__main__":

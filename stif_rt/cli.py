@@ -280,9 +280,7 @@ def train(
     min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
     targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
     photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
-    candidates: Annotated[
-        int, typer.Option(min=1, help="Places drawn for each window; the one that changes most is taken.")
-    ] = 1,
+    candidates: Annotated[int, typer.Option(min=1, help="Places drawn for each window; the busiest is taken.")] = 1,
     synthetic: Annotated[
         float, typer.Option(min=0, max=1, help="Share of still pictures in known motion, made on the fly.")
     ] = 0,
@@ -304,9 +302,14 @@ def train(
     beta2: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean square.")] = 0.999,
     clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
-    precision: Annotated[Precision, typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products.")] = Precision.float32,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products.")
+    ] = Precision.float32,
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 1000,
-    validation: Annotated[list[Path] | None, typer.Option(help="Clips to validate on at each checkpoint; OUTPUT/validation.csv has the curve.")] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Clips to validate on at each checkpoint; OUTPUT/validation.csv has the curve."),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     workers: Annotated[int, typer.Option(help="Processes that cut windows.")] = 1,
     device: Device = "auto",

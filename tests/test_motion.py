@@ -104,6 +104,20 @@ def test_the_place_that_changes_most_is_taken():
     assert moving(4) > 0.9
 
 
+def test_the_place_with_most_detail_is_taken():
+    """Nothing moves; the right half has texture."""
+    frames = np.full((3, 40, 200, 3), 100, np.uint8)
+    frames[:, :, 100:] = np.random.default_rng(0).integers(0, 255, (1, 40, 100, 3))
+
+    def textured(candidates):
+        recipe = Recipe(patch=8, windows=(3, 3), targets=1, candidates=candidates)
+        batch = Batches([Clip("c", frames, [(0, 3)])], recipe, 60, 0)[0]
+        return (batch.frames[:, 0].flatten(1).std(1) > 0.01).float().mean()
+
+    assert textured(1) < 0.75
+    assert textured(4) > 0.9
+
+
 def test_flow_error_counts_input_pixels_where_visible():
     batch = Batches([clip()], RECIPE, 2, 0)[0]
     assert flow_error(batch.flow, batch) == pytest.approx(0.01, abs=1e-4)

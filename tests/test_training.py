@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import os
 import subprocess
@@ -9,6 +10,7 @@ import torch
 from conftest import TINY
 from videos import picture, write_images, write_video
 
+from benchmarks import training_curve
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
@@ -270,6 +272,25 @@ def test_command_line(clips, tmp_path):
     assert "loss" in done.stderr
     assert load_model(output / "stif-s.safetensors").config.residual
     assert list(output.glob("events.*"))
+    with (output / "validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["iteration"] for row in rows} == {"2", "3"}
+    assert {row["frames"] for row in rows} == {"first and last", "middle", "average"}
+    assert all(0 < float(row["bicubic"]) <= 100 for row in rows)
+
+
+def test_curve_joins_runs(tmp_path):
+    for name, gain in (("a", 0.25), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        rows = ["iteration,windows,frames,psnr,bicubic"]
+        for iteration in (10, 20):
+            rows += [f"{iteration},textured,{frames},{30 + gain},30" for frames in ("first and last", "middle")]
+            rows += [f"{iteration},smooth,middle,50,60"]
+        (tmp_path / name / "validation.csv").write_text("\n".join(rows))
+    gains = training_curve.read([tmp_path / "a", tmp_path / "b"])
+    assert gains == {frames: {10: 0.25, 20: 0.25, 30: 0.5, 40: 0.5} for frames in ("first and last", "middle")}
+    training_curve.main([str(tmp_path / "a"), "--output", str(tmp_path / "curve")])
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
 def test_two_processes_average_their_gradients(clips, tmp_path):

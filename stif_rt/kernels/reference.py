@@ -195,7 +195,9 @@ def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
             shares.append(vertical * horizontal * inside)
     index, share = torch.stack(indices, -1), torch.stack(shares, -1)
     table = maps.reshape(-1, C)
-    if maps.dtype == torch.float32 or torch.is_grad_enabled():  # a weighted sum of four rows is an embedding bag: one pass, and a fast backward
+    if (
+        maps.dtype == torch.float32 or torch.is_grad_enabled()
+    ):  # a weighted sum of four rows is an embedding bag: one pass, and a fast backward
         samples = F.embedding_bag(index.view(-1, 4), table.float(), per_sample_weights=share.view(-1, 4), mode="sum")
     else:
         samples = torch.einsum("nkc,nk->nc", table[index.view(-1, 4)].float(), share.view(-1, 4))

@@ -116,7 +116,8 @@ class Recipe:
     patch: side of the low-resolution patch, pixels. scales: range of the spatial scale, one per batch.
     windows: range of window lengths in frames; inputs are a window's first and last frame. targets: frames of the
     window, drawn at random, that are to be predicted. photometric: random gain, gamma and channel order.
-    candidates: places in the clips that are drawn for each example; the one that changes most is taken.
+    candidates: places in the clips that are drawn for each example; the one that changes most and has most detail is
+    taken.
     synthetic: share of examples that are still pictures in known motion (``training.motion``).
     largest_motion: translation that those reach, in low-resolution pixels between the inputs.
     """
@@ -180,7 +181,7 @@ class Batches(Dataset[Batch]):
         if rng.random() < recipe.synthetic:
             return self._in_motion(rng, side)
         places = [self._place(rng, side) for _ in range(recipe.candidates)]
-        patch = max(places, key=_change) if len(places) > 1 else places[0]
+        patch = max(places, key=_interest) if len(places) > 1 else places[0]
         length = len(patch)
         order = rng.choice(length, min(recipe.targets, length), replace=False)
         patch = np.ascontiguousarray(_turn(patch[np.concatenate(([0, length - 1], order))], rng))
@@ -230,10 +231,11 @@ class Batches(Dataset[Batch]):
         return Batch(frames, times, images[2:], flow, visible)
 
 
-def _change(patch: NDArray[np.uint8]) -> float:
-    """How much a window changes from its first to its last frame, seen coarsely."""
+def _interest(patch: NDArray[np.uint8]) -> float:
+    """How much there is to learn: change from the first to the last frame, seen coarsely, and detail in the first."""
     first, last = (patch[n, ::4, ::4].astype(np.float32) for n in (0, -1))
-    return float(np.abs(last - first).mean())
+    detail = np.abs(np.diff(patch[0, ::4].astype(np.float32), axis=1))
+    return float(np.abs(last - first).mean() + 2 * detail.mean())
 
 
 def _turn(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -243,6 +245,8 @@ def _turn(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 
 def _photometric(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """One gain, gamma and channel order for all frames of an example."""
+    """One gain, gamma and channel order for all frames of an example. One in five is dark, as film often is."""
     gamma, gain = np.exp(rng.uniform(-0.4, 0.4)), rng.uniform(0.5, 1.1)
+    if rng.random() < 0.2:
+        gain = rng.uniform(0, 0.5)
     return (images[:, rng.permutation(3).tolist()] ** gamma * gain).clamp(0, 1)

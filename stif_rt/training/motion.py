@@ -130,7 +130,14 @@ def _scene(pictures: list[NDArray[np.uint8]], side: int, largest: float, rng: np
         part = np.ascontiguousarray(picture[top : top + height, left : left + width])
         corner = torch.tensor(((width - side) / 2, (height - side) / 2))
         velocity = _velocity(side, largest, shared, rng)
-        layers.append(Layer(velocity, torch.from_numpy(part).movedim(-1, 0).float() / 255, _matte(side, rng) if layers else None, corner))
+        layers.append(
+            Layer(
+                velocity,
+                torch.from_numpy(part).movedim(-1, 0).float() / 255,
+                _matte(side, rng) if layers else None,
+                corner,
+            )
+        )
     return layers
 
 
