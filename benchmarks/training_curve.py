@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     figure, axis = new_figure(1, 1)
     for frames, gains in read(options.runs).items():
-        axis.plot(list(gains), list(gains.values()), color=FRAMES[frames], marker=".", label=f"{frames} frame")
+        axis.plot(*zip(*sorted(gains.items()), strict=True), color=FRAMES[frames], marker=".", label=f"{frames} frame")
     axis.axhline(0, color="#7f7f7f", linewidth=1)
     axis.set(xlabel="iterations", ylabel="PSNR over bicubic + blend, dB")
-    axis.set_title("Validation: textured windows of three frames, x4", fontsize=11)
+    axis.set_title("Validation: textured windows of three frames", fontsize=11)
     axis.legend()
     save(figure, options.output)
 

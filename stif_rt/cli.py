@@ -279,7 +279,9 @@ def train(
     window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 9,
     min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
     targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
-    photometric: Annotated[bool, typer.Option(help="Random gain, gamma and channel order.")] = False,
+    photometric: Annotated[
+        bool, typer.Option(help="Random gain, gamma and channel order; one example in five dark.")
+    ] = False,
     candidates: Annotated[int, typer.Option(min=1, help="Places drawn for each window; the busiest is taken.")] = 1,
     synthetic: Annotated[
         float, typer.Option(min=0, max=1, help="Share of still pictures in known motion, made on the fly.")
@@ -296,14 +298,15 @@ def train(
     period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
     warm_up: Annotated[int, typer.Option(min=0, help="Iterations over which the rate rises from zero.")] = 0,
     siren_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the rate for SIREN layers; a quarter of it for wide ones.")
+        float, typer.Option(min=0, max=1, help="Share of the rate for SIREN layers; if not 1, wide ones get a quarter.")
     ] = 1,
     beta1: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean gradient.")] = 0.9,
     beta2: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean square.")] = 0.999,
     clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
     precision: Annotated[
-        Precision, typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products.")
+        Precision,
+        typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products (needs a C++ compiler)."),
     ] = Precision.float32,
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 1000,
     validation: Annotated[
@@ -394,7 +397,8 @@ def train(
         head = not table.exists()
         with table.open("a", newline="") as file:
             writer = csv.writer(file)
-            writer.writerows([("iteration", "windows", "frames", "psnr", "bicubic")] if head else [])
+            if head:
+                writer.writerow(("iteration", "windows", "frames", "psnr", "bicubic"))
             writer.writerows(rows)
 
     with progress_bar() as progress:

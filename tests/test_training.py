@@ -75,6 +75,14 @@ def test_clips_are_cached_and_cut_into_shots(tmp_path):
     assert load_clip(folder, tmp_path / "cache", 2).frames.shape == (9, 9, 16, 3)
 
 
+def test_one_example_in_five_is_dark():
+    frames = np.full((2, 16, 16, 3), 255, np.uint8)
+    recipe = Recipe(patch=4, windows=(2, 2), photometric=True)
+    brightness = Batches([Clip("white", frames, [(0, 2)])], recipe, 400, 0)[0].frames.flatten(1).mean(1)
+    assert 0.13 < (brightness < 0.49).float().mean() < 0.27
+    assert brightness.min() < 0.05
+
+
 def test_batches_depend_on_their_number_only(clips):
     data = Batches(clips, RECIPE, 3, seed=5)
     a, b, c = data[4], data[4], data[5]
@@ -179,9 +187,10 @@ def test_training_learns(clips, tmp_path):
 
 
 def test_flow_is_learnt_from_known_motion(clips):
-    """One batch, again and again."""
+    """One batch, again and again: the first in which things move by half a pixel or more."""
     recipe = dataclasses.replace(RECIPE, synthetic=1.0, largest_motion=2.0)
-    batch = Batches(clips, recipe, 2, 0)[0]
+    data = Batches(clips, recipe, 2, 0)
+    batch = next(data[n] for n in range(20) if flow_error(torch.zeros_like(data[n].flow), data[n]) > 0.5)
     model = fresh()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     errors = []
@@ -208,30 +217,34 @@ def test_bfloat16_has_nearly_the_gradient_of_float32(clips):
     gradients = []
     for precision in ("float32", "bfloat16"):
         model = fresh()
+        torch.nn.init.normal_(model.implicit_functions.encode_imnet.linears[-1].weight, std=0.01)  # not zero
         rgb, _ = FastForm(model, precision)(batch.frames, batch.times, (16, 16))
         charbonnier(rgb, batch.truth).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    exact, rounded = gradients
-    assert (rounded - exact).norm() < 0.05 * exact.norm()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, exact in gradients[0].items():
+        assert (gradients[1][name] - exact).norm() <= 0.08 * exact.norm(), name
 
 
 def test_shares_of_the_learning_rate(clips, tmp_path):
-    """Every parameter is in one group, and the first step of Adam moves each by its share of the rate."""
+    """The first step of Adam moves each parameter by its share of the rate, also where a run resumes with another."""
     options = dataclasses.replace(SMALL, stage_one=1, stage_two=0, siren_share=0.5, warm_up=4)
-    before, model = fresh(), fresh()
-    groups = parameter_groups(model, 0.5)
-    listed = [id(p) for group in groups for p in group["params"]]
-    assert sorted(listed) == sorted(id(p) for p in model.parameters())
-    train(model, clips, options, tmp_path, CPU, 0)
+    model = fresh()
+    share = {id(p): group["share"] for group in parameter_groups(model, 0.5) for p in group["params"]}
+    assert set(share) == {id(p) for p in model.parameters()}
+    functions = model.implicit_functions
+    layers = [model.encoder.conv_first, *functions.encode_imnet.linears, functions.flow_imnet.linears[-1]]
+    assert [share[id(layer.weight)] for layer in layers] == [1, 0.5, 0.5, 0.5, 0.125, 0.5, 0.5]
+
+    def moved(options):
+        last = functions.encode_imnet.linears[-1].weight
+        before = last.detach().clone()
+        train(model, clips, options, tmp_path, CPU, 0)
+        return float((last - before).detach().abs().max())
+
     rate = options.learning_rate_at(0)
     assert rate == pytest.approx(1e-3 / 4, rel=1e-3)
-
-    def moved(layer):
-        return float((layer(model).weight - layer(before).weight).detach().abs().max())
-
-    assert moved(lambda m: m.encoder.conv_first) == pytest.approx(rate, rel=0.02)
-    assert moved(lambda m: m.implicit_functions.encode_imnet.linears[-1]) == pytest.approx(rate / 2, rel=0.02)
-    assert moved(lambda m: m.implicit_functions.encode_imnet.linears[-2]) <= rate / 8 * 1.02  # 256 sines come in
+    assert moved(options) == pytest.approx(rate / 2, rel=0.02)
+    assert moved(dataclasses.replace(options, stage_one=2, siren_share=0.0)) == 0
 
 
 def test_another_configuration_does_not_resume(clips, tmp_path):

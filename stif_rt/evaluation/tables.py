@@ -40,8 +40,8 @@ PAPER = [
     Published("adobe240", 9, 4, "center", 29.92, 0.8746),
     Published("adobe240", 9, 4, "average", 29.27, 0.8651),
 ]
-"""VideoINR in the paper's Table 1, as later papers quote it. It does not say of what its PSNR is; those who came near
-it from the published weights did so with luma, and were one dB below it with RGB."""
+"""VideoINR in the paper's Table 1, as later papers quote it. The paper does not say of what its PSNR is; in issue 9 of
+its repository people come near it from the published weights with luma, and are a dB or more below it with RGB."""
 
 TABLES = {1: ((3, 9), (4.0,)), 2: ((7, 13, 17), (4.0, 6.0, 12.0))}
 """Of the paper's tables those that need other groups: lengths (time x2, x8; x6, x12, x16) and spatial scales."""

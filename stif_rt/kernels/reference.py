@@ -76,7 +76,8 @@ class ReferenceKernels:
             return None, None
         assert located.local is not None
         relative = torch.broadcast_tensors(vertical.relative[rows, None], horizontal.relative[None, columns])
-        nearest = maps[0][:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
+        table = maps[0].float() if torch.is_grad_enabled() else maps[0]  # so that gradients add in float32
+        nearest = table[:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
         first = nearest + torch.stack(relative, -1) @ located.local.T
         made = self._network(located, first[:, None], times)
         if sif is None:
@@ -145,11 +146,11 @@ class ReferenceKernels:
         """A SIREN from the sum of what its first layer is given but time and bias. float32 [B, T, height, width, n]."""
         time = times[..., None] * network.time + network.bias  # [B, T, 64]
         first = first + time[:, :, None, None]
-        if torch.is_grad_enabled() and self.dtype == torch.bfloat16:
-            x = siren.sine(first.flatten(0, -2))
+        if _trains_in_bfloat16(self.dtype):
+            x = siren.sine(first)
             for weight, bias in network.hidden:
                 x = siren.sine_layer(x, weight, bias)
-            return siren.linear(x, *network.output).unflatten(0, first.shape[:-1])
+            return siren.linear(x, *network.output)
         x = torch.sin(first)
         for weight, bias in network.hidden:
             x = torch.sin(self._linear(x, weight, bias))
@@ -173,9 +174,14 @@ def project(weights: FoldedWeights, features: Tensor, frames: Tensor, dtype: tor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x W^T + bias in float32, x and the weight rounded to ``dtype`` first."""
-    if torch.is_grad_enabled() and dtype == torch.bfloat16:
-        return siren.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    if _trains_in_bfloat16(dtype):
+        return siren.linear(x, weight, bias)
     return F.linear(x.to(dtype).float(), weight.to(dtype).float(), bias)
+
+
+def _trains_in_bfloat16(dtype: torch.dtype) -> bool:
+    """Whether ``kernels.siren`` takes over: the same numbers, with a backward pass in bfloat16."""
+    return torch.is_grad_enabled() and dtype == torch.bfloat16
 
 
 def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -195,9 +201,8 @@ def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
             shares.append(vertical * horizontal * inside)
     index, share = torch.stack(indices, -1), torch.stack(shares, -1)
     table = maps.reshape(-1, C)
-    if (
-        maps.dtype == torch.float32 or torch.is_grad_enabled()
-    ):  # a weighted sum of four rows is an embedding bag: one pass, and a fast backward
+    # a weighted sum of four rows is an embedding bag: one pass, and a fast backward, which adds in float32
+    if maps.dtype == torch.float32 or torch.is_grad_enabled():
         samples = F.embedding_bag(index.view(-1, 4), table.float(), per_sample_weights=share.view(-1, 4), mode="sum")
     else:
         samples = torch.einsum("nkc,nk->nc", table[index.view(-1, 4)].float(), share.view(-1, 4))

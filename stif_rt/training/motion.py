@@ -127,17 +127,10 @@ def _scene(pictures: list[NDArray[np.uint8]], side: int, largest: float, rng: np
         h, w, _ = picture.shape
         height, width = min(h, side + 2 * margin), min(w, side + 2 * margin)
         top, left = rng.integers(h - height + 1), rng.integers(w - width + 1)
-        part = np.ascontiguousarray(picture[top : top + height, left : left + width])
+        part = torch.from_numpy(picture[top : top + height, left : left + width].copy()).movedim(-1, 0).float() / 255
         corner = torch.tensor(((width - side) / 2, (height - side) / 2))
         velocity = _velocity(side, largest, shared, rng)
-        layers.append(
-            Layer(
-                velocity,
-                torch.from_numpy(part).movedim(-1, 0).float() / 255,
-                _matte(side, rng) if layers else None,
-                corner,
-            )
-        )
+        layers.append(Layer(velocity, part, _matte(side, rng) if layers else None, corner))
     return layers
 
 

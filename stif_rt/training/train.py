@@ -40,8 +40,8 @@ class Options:
     of it that SIREN layers get, see ``parameter_groups``. betas: Adam's. clip_gradient: largest norm of the gradient,
     None for no limit.
     average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
-    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known; it falls with the
-        learning rate.
+    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known; it follows
+        the learning rate.
     precision: dtype of the encoder's activations. In bfloat16 the implicit functions' products are bfloat16 too (and
         their pre-activations float32), otherwise they stay float32.
     save_every: iterations between checkpoints.
@@ -68,7 +68,7 @@ class Options:
     def learning_rate_at(self, iteration: int) -> float:
         phase = (iteration % self.period) / self.period
         low, high = self.final_learning_rate, self.learning_rate
-        warmth = min(1.0, (iteration + 1) / self.warm_up) if self.warm_up else 1.0
+        warmth = min(1.0, (iteration + 1) / max(1, self.warm_up))
         return warmth * (low + (high - low) * (1 + math.cos(math.pi * phase)) / 2)
 
 
@@ -76,17 +76,18 @@ def parameter_groups(model: STIF, siren_share: float) -> list[dict[str, Any]]:
     """Parameters for the optimizer, each group with its ``share`` of the learning rate.
 
     A step moves a layer's pre-activations by up to 30 times rate, inputs and activation: by a whole radian at the usual
-    rates where 256 sines come in. Unless share is 1, those layers get a quarter of the others' share.
+    rates where 256 sines come in and sines follow. Unless share is 1, such a layer gets a quarter of the others' share.
     """
     if siren_share == 1:
         return [{"params": list(model.parameters()), "share": 1.0}]
-    groups: list[dict[str, Any]] = [{"params": list(model.encoder.parameters()), "share": 1.0}]
-    for network in model.implicit_functions.children():
-        first, *hidden, last = cast(Siren, network).linears
-        for layer in (first, *hidden, last):
-            wide = layer in hidden and layer.in_features > CHANNELS
-            groups.append({"params": list(layer.parameters()), "share": siren_share / (4 if wide else 1)})
-    return groups
+    hidden = [layer for net in model.implicit_functions.children() for layer in cast(Siren, net).linears[1:-1]]
+    wide = {parameter for layer in hidden if layer.in_features > CHANNELS for parameter in layer.parameters()}
+    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in wide]
+    return [
+        {"params": list(model.encoder.parameters()), "share": 1.0},
+        {"params": others, "share": siren_share},
+        {"params": list(wide), "share": siren_share / 4},
+    ]
 
 
 def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
@@ -122,8 +123,8 @@ class FastForm(nn.Module):
         with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
             features = self.model.encode(frames)
         config = self.model.config
-        half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS), half)
+        products = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS), products)
         geometry = make_geometry(config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
         whole = Box(0, 0, *size)
         projections = kernels.project(features.float(), frames)
@@ -188,8 +189,8 @@ def train(
     for number, batch in enumerate(_batches(clips, pictures, options, done, total, rank, world, workers), done):
         batch = batch.to(device)
         rate = options.learning_rate_at(number)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+        for group, own in zip(optimizer.param_groups, groups, strict=True):  # a checkpoint's groups have its shares
+            group["lr"] = rate * own["share"]
         size = (batch.truth.shape[-2], batch.truth.shape[-1])
         rgb, flow = network(batch.frames, batch.times, size)
         loss = charbonnier(rgb, batch.truth)
