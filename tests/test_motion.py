@@ -90,6 +90,16 @@ def test_share_of_examples_in_motion():
     assert 10 < known.sum() < 30
 
 
+@pytest.mark.parametrize("seed", [6, 7, 8, 21])
+def test_black_over_a_picture_is_not_negative(seed):
+    """Sampling can round a coverage of 1 up; a negative colour would become NaN in the gamma that follows."""
+    background = np.random.default_rng(0).integers(1, 255, (60, 60, 3)).astype(np.uint8)
+    pictures = [background, np.zeros_like(background)]
+    images, _, _ = render_motion(pictures, [0.3], 75, 6.0, np.random.default_rng(seed))
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
 def test_the_place_that_changes_most_is_taken():
     """The left half stands still."""
     frames = np.zeros((3, 40, 200, 3), np.uint8)

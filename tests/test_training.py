@@ -247,6 +247,27 @@ def test_shares_of_the_learning_rate(clips, tmp_path):
     assert moved(dataclasses.replace(options, stage_one=2, siren_share=0.0)) == 0
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing(clips, tmp_path, monkeypatch, caplog):
+    from stif_rt.training import train as module
+
+    def bottomless(output, truth):
+        return 1 + torch.sqrt((output - output.detach()).abs().sum())  # 1, with an infinite slope
+
+    monkeypatch.setattr(module, "charbonnier", bottomless)
+    model = train(fresh(), clips, SMALL, tmp_path, CPU, 0)
+    for name, value in fresh().state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert "iteration 7: the gradient is nan" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(clips, tmp_path):
+    model = fresh()
+    model.encoder.conv_first.weight.data[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="iteration 1 is nan"):
+        train(model, clips, SMALL, tmp_path, CPU, 0)
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_another_configuration_does_not_resume(clips, tmp_path):
     train(fresh(), clips, SMALL, tmp_path, CPU, 0)
     with pytest.raises(ValueError, match="another configuration"):

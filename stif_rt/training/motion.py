@@ -84,7 +84,7 @@ def render_motion(
     images, flows, visible = [], [], []
     for number, t in enumerate((0.0, 1.0, *times)):
         image, flow, top = _render(layers, x, t)
-        images.append(image)
+        images.append(image.clamp(0, 1))  # a coverage of 1 + 1e-7 over black is negative, and has no power
         if number >= 2:
             flows.append(flow)
             visible.append(

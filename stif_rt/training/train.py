@@ -81,12 +81,12 @@ def parameter_groups(model: STIF, siren_share: float) -> list[dict[str, Any]]:
     if siren_share == 1:
         return [{"params": list(model.parameters()), "share": 1.0}]
     hidden = [layer for net in model.implicit_functions.children() for layer in cast(Siren, net).linears[1:-1]]
-    wide = {parameter for layer in hidden if layer.in_features > CHANNELS for parameter in layer.parameters()}
-    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in wide]
+    wide = [parameter for layer in hidden if layer.in_features > CHANNELS for parameter in layer.parameters()]
+    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in set(wide)]
     return [
         {"params": list(model.encoder.parameters()), "share": 1.0},
         {"params": others, "share": siren_share},
-        {"params": list(wide), "share": siren_share / 4},
+        {"params": wide, "share": siren_share / 4},
     ]
 
 
@@ -159,7 +159,8 @@ def train(
     """Trains ``model`` in place, resuming from ``output``/last.pt where that exists. Returns the model to be used.
 
     Under ``torchrun`` every process works on its share of the batch. A resumed run repeats an unbroken one exactly:
-    batches depend on their number only, and the checkpoint holds everything else.
+    batches depend on their number only, and the checkpoint holds everything else. A step whose gradient is not finite
+    is left out and logged; raises FloatingPointError for a loss that is not.
     """
     rank, world = _join_processes(device)
     if options.batch % world:
@@ -198,10 +199,17 @@ def train(
         error = flow_error(flow, batch) if known else loss.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss + options.flow_weight * rate / options.learning_rate * error).backward()
-        if options.clip_gradient is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient)
-        scaler.step(optimizer)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss of iteration {number + 1} is {loss.item()}: the run has diverged. "
+                f"{checkpoint} is of before; resume with a lower learning rate"
+            )
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient or math.inf)
+        if norm.isfinite() or scaler.is_enabled():  # the scaler leaves such a step out by itself
+            scaler.step(optimizer)
+        else:
+            log.warning("iteration %d: the gradient is %f, the step is left out", number + 1, norm.item())
         scaler.update()
         if average is not None:
             average.update_parameters(model)
