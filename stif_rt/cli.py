@@ -491,11 +491,12 @@ def evaluate(
         task = progress.add_task("groups", total=total)
         for factor in scales:
             for length in lengths:
-                drawn = set()
+                busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
                 for group in groups(clips, length, factor, most):
                     results.append(evaluate_group(group, methods, SSIM_WINDOWS[ssim]))
-                    if output is not None and group.clip not in drawn:
-                        drawn.add(group.clip)
+                    change = float((group.truth[-1] - group.truth[0]).abs().mean())
+                    if output is not None and change > busiest.get(group.clip, -1):
+                        busiest[group.clip] = change
                         write_strip(output, group, methods)
                     progress.advance(task)
     if not results:

@@ -58,7 +58,7 @@ def test_manifest_says_what_is_in_it(bundle, compact_model):
 
 
 def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames):
-    expected = Runtime.load(device="cpu", kernels="reference")
+    expected = Runtime.load(device="cpu", dtype="float32", kernels="reference")
     expected.encode(*frames)
 
     def refuse(*_):
@@ -72,7 +72,7 @@ def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames):
 
 
 def test_the_weights_in_a_bundle_also_run_by_pytorch(bundle, frames):
-    found, expected = Runtime.load(bundle, device="cpu", encoder="torch"), Runtime.load(device="cpu")
+    found, expected = Runtime.load(bundle, device="cpu", encoder="torch"), Runtime.load(device="cpu", dtype="float32")
     for runtime in (found, expected):
         runtime.encode(*frames)
     assert torch.equal(found.render(0.5, scale=2), expected.render(0.5, scale=2))

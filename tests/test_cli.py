@@ -1,3 +1,4 @@
+import copy
 import sys
 from fractions import Fraction
 
@@ -201,7 +202,9 @@ def test_few_frames_are_in_memory(monkeypatch, tmp_path, tiny_model):
             written += 1
             ahead.append(read_ - written)
 
-    render_frames(Runtime.from_model(tiny_model), Reader(), Writer(), (18, 32), Fraction(1), lambda: None)
+    render_frames(
+        Runtime.from_model(copy.deepcopy(tiny_model)), Reader(), Writer(), (18, 32), Fraction(1), lambda: None
+    )
     assert written == 12
     assert max(ahead) <= 2
 

@@ -21,7 +21,7 @@ def weights(tiny_model, tmp_path):
 
 @pytest.fixture
 def runtime(weights):
-    return Runtime.load(weights, device="cpu")
+    return Runtime.load(weights, device="cpu", dtype="float32")
 
 
 def by_model(model, frames, t, size):
@@ -91,7 +91,9 @@ def test_several_times_and_kinds_of_output(runtime, frames):
 @pytest.mark.parametrize("region", [(0, 0, 72, 84), (0, 0, 1, 1), (71, 83, 1, 1), (10, 20, 30, 40), (5, 0, 7, 84)])
 @pytest.mark.parametrize("grid", ["corners", "centres"])
 def test_region_equals_that_part(frames, region, grid):
-    runtime = Runtime.from_model(fill_model(STIF(Config(**TINY, grid=grid, residual=True))), device="cpu")
+    runtime = Runtime.from_model(
+        fill_model(STIF(Config(**TINY, grid=grid, residual=True))), device="cpu", dtype="float32"
+    )
     runtime.encode(*frames)
     y, x, height, width = region
     whole = runtime.render(0.3, scale=4)
@@ -101,7 +103,7 @@ def test_region_equals_that_part(frames, region, grid):
 
 @pytest.mark.parametrize("fields", [{"flow": False}, {"single_function": True}, {"aggregation": False}])
 def test_region_of_variants(frames, fields):
-    runtime = Runtime.from_model(fill_model(STIF(Config(**TINY, **fields))), device="cpu")
+    runtime = Runtime.from_model(fill_model(STIF(Config(**TINY, **fields))), device="cpu", dtype="float32")
     runtime.encode(*frames)
     whole = runtime.render(0.3, scale=3)
     part = runtime.render(0.3, scale=3, region=(7, 11, 20, 30))
@@ -110,9 +112,9 @@ def test_region_of_variants(frames, fields):
 
 @pytest.mark.parametrize("pixels", [3000, 1000, 500])
 def test_result_does_not_depend_on_the_memory_budget(tiny_model, weights, frames, pixels):
-    runtime = Runtime.load(weights, device="cpu")
+    runtime = Runtime.load(weights, device="cpu", dtype="float32")
     runtime.encode(*frames)
-    small = Runtime.load(weights, device="cpu", max_memory=pixels * (64 * 4 + 16))
+    small = Runtime.load(weights, device="cpu", dtype="float32", max_memory=pixels * (64 * 4 + 16))
     largest = 0
     inner = small._kernels.implicit
 
@@ -274,7 +276,7 @@ def test_a_shared_frame_is_extracted_once(weights, monkeypatch):
     a, b, c, large = (
         rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((9, 12), (9, 12), (9, 12), (12, 12))
     )
-    runtime = Runtime.load(weights, device="cpu")
+    runtime = Runtime.load(weights, device="cpu", dtype="float32")
     extracted = []
     extract = Encoder.extract
     monkeypatch.setattr(Encoder, "extract", lambda self, frames: extracted.append(1) or extract(self, frames))
@@ -282,7 +284,7 @@ def test_a_shared_frame_is_extracted_once(weights, monkeypatch):
         extracted.clear()
         runtime.encode(*pair)
         assert len(extracted) == calls
-        fresh = Runtime.load(weights, device="cpu")
+        fresh = Runtime.load(weights, device="cpu", dtype="float32")
         fresh.encode(*pair)
         assert torch.equal(runtime.render(0.3, scale=2), fresh.render(0.3, scale=2))
 
