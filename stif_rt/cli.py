@@ -494,10 +494,11 @@ def evaluate(
                 busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
                 for group in groups(clips, length, factor, most):
                     results.append(evaluate_group(group, methods, SSIM_WINDOWS[ssim]))
-                    change = float((group.truth[-1] - group.truth[0]).abs().mean())
-                    if output is not None and change > busiest.get(group.clip, -1):
-                        busiest[group.clip] = change
-                        write_strip(output, group, methods)
+                    if output is not None:
+                        change = float((group.truth[-1] - group.truth[0]).abs().mean())
+                        if change > busiest.get(group.clip, -1):
+                            busiest[group.clip] = change
+                            write_strip(output, group, methods)
                     progress.advance(task)
     if not results:
         raise ValueError(f"no clip has {min(lengths)} frames without a scene cut")

@@ -65,7 +65,8 @@ class Layer:
         """X: [h, w, 2]. Returns [h, w]."""
         if self.matte is None:
             return torch.ones(X.shape[:-1])
-        return _sample(self.matte, X, "bilinear", "zeros")[0]
+        # sampling can round 1 up, and black that covers more than everything is negative
+        return _sample(self.matte, X, "bilinear", "zeros")[0].clamp(max=1)
 
 
 def render_motion(
@@ -84,7 +85,7 @@ def render_motion(
     images, flows, visible = [], [], []
     for number, t in enumerate((0.0, 1.0, *times)):
         image, flow, top = _render(layers, x, t)
-        images.append(image.clamp(0, 1))  # a coverage of 1 + 1e-7 over black is negative, and has no power
+        images.append(image)
         if number >= 2:
             flows.append(flow)
             visible.append(

@@ -82,7 +82,8 @@ def parameter_groups(model: STIF, siren_share: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "share": 1.0}]
     hidden = [layer for net in model.implicit_functions.children() for layer in cast(Siren, net).linears[1:-1]]
     wide = [parameter for layer in hidden if layer.in_features > CHANNELS for parameter in layer.parameters()]
-    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in set(wide)]
+    known = set(wide)
+    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in known]
     return [
         {"params": list(model.encoder.parameters()), "share": 1.0},
         {"params": others, "share": siren_share},
