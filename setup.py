@@ -9,9 +9,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
-LIBRARY = "stif_rt.kernels.libstif_rt_cpu"
+LIBRARY = "stif_rt.ops.libstif_rt_cpu"
 # -ffp-contract stays at the compilers' default; errno and traps would keep loops from being vectorised
 FLAGS = [
     "-std=c++17",
@@ -69,6 +70,16 @@ class BuildLibrary(build_ext):
         )
 
 
+class CopyCudaSources(build_py):
+    """The CUDA C++ sources are compiled at run time, so a wheel holds them; a checkout reads those of csrc."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source in Path("csrc/cuda").glob("*.cu"):
+                self.copy_file(str(source), str(Path(self.build_lib, "stif_rt", "ops", source.name)))
+
+
 class Wheel(bdist_wheel):
     """Any Python 3 on this platform."""
 
@@ -78,5 +89,5 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension(LIBRARY, sources=[], optional=True)],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibrary, "build_py": CopyCudaSources, "bdist_wheel": Wheel},
 )

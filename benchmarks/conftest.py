@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases import CASES, MEASURED
+from helpers.cases import CASES, MEASURED
 
-from stif_rt.bench import laps
+from stif_rt.speed import laps
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

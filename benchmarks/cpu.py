@@ -23,14 +23,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stif_rt.engines.pytorch import TorchEngine
-from stif_rt.kernels import cpu, native, reference
-from stif_rt.kernels.folded import TURNS, fold
-from stif_rt.kernels.interface import Box, Kernels
+from stif_rt.engines.torch_eager import TorchEngine
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.model.coordinates import make_geometry
-from stif_rt.model.deform_conv import deform_conv2d_grid_sample
 from stif_rt.model.stif import STIF
+from stif_rt.ops import native
+from stif_rt.ops.deform_conv import deform_conv2d_reference
+from stif_rt.ops.implicit import cpu, reference
+from stif_rt.ops.implicit.interface import Kernels
+from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
 from stif_rt.video.writer import video_writer
 
@@ -107,7 +108,7 @@ def deform_conv_rows(floors: dict[torch.dtype, str]) -> list[Row]:
         best = "deformable convolution, torchvision"
         run = lambda: deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)  # noqa: E731
         rows.append(Row(best, run, DEFORM_CONV, base))
-    run = lambda: deform_conv2d_grid_sample(x, offset, mask, weight, bias)  # noqa: E731
+    run = lambda: deform_conv2d_reference(x, offset, mask, weight, bias)  # noqa: E731
     rows.append(Row("deformable convolution, grid_sample", run, DEFORM_CONV, base, best))
     session = onnx_deform_conv(x, offset, mask, weight, bias)
     if session is not None:

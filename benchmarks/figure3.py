@@ -34,7 +34,7 @@ from benchmarks.measure import (
 from benchmarks.methods import METHODS, SCALE, Method, Size
 from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.bench import laps
+from stif_rt.speed import laps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks import kernel_report
 from stif_rt.engines import make_engine
-from stif_rt.kernels import deform_conv, make_kernels, triton
-from stif_rt.kernels.interface import Box
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import CONFIGS
-from stif_rt.model.coordinates import make_geometry
-from stif_rt.model.deform_conv import deform_conv2d_grid_sample
 from stif_rt.model.stif import STIF
+from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
+from stif_rt.ops.deform_conv import deform_conv2d_reference
+from stif_rt.ops.implicit import make_kernels, triton_backend
 from stif_rt.runtime import DTYPES, Runtime
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -86,8 +86,8 @@ def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, 
     x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     offset, mask = (torch.rand(1, n, *INPUTS, device=device, dtype=dtype) for n in (144, 72))
     given = (x, offset, mask, torch.rand(64, 64, 3, 3, device=device, dtype=dtype), None)
-    found["deformable convolution"] = milliseconds(lambda: deform_conv.deform_conv2d(*given))
-    found["deformable convolution, PyTorch"] = milliseconds(lambda: deform_conv2d_grid_sample(*given))
+    found["deformable convolution"] = milliseconds(lambda: deform_conv_cuda.deform_conv2d(*given))
+    found["deformable convolution, PyTorch"] = milliseconds(lambda: deform_conv2d_reference(*given))
     return found
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     }
     gpu = next((g for g in kernel_report.GPUS if re.search(rf"\b{g.name}\b", results["gpu"])), None)
     for name in options.dtype or DTYPES:
-        if reason := triton.unavailable_reason(config, device, DTYPES[name]):
+        if reason := triton_backend.unavailable_reason(config, device, DTYPES[name]):
             print(f"{name}: {reason}")
             continue
         torch.manual_seed(0)

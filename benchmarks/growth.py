@@ -35,7 +35,7 @@ from benchmarks.measure import (
 )
 from benchmarks.methods import Method, Size
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.bench import laps
+from stif_rt.speed import laps
 
 MEGAPIXELS = [0.1, 0.25, 0.5, 1, 2, 4, 8]
 FRAMES = [1, 2, 4, 8, 16]

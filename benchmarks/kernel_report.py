@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from stif_rt.kernels.triton import WIDE, Launch, launches
+from stif_rt.ops.implicit.triton_backend import WIDE, Launch, launches
 
 FRAME = (720, 1280)
 DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}
@@ -138,7 +138,7 @@ def compile_triton(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from stif_rt.kernels import triton_kernels
+    from stif_rt.ops.implicit import triton_kernels
 
     torch_dtype, name = DTYPES[dtype]
     if launch is None:
@@ -165,7 +165,7 @@ def compile_triton(
 
 def compile_deform_conv(capability: int, dtype: str) -> Report:
     """Compiles the deformable convolution for a GPU; the loop over taps and channels for 64 channels."""
-    from stif_rt.kernels.deform_conv import PIXELS, THREADS, compile_kernel
+    from stif_rt.ops.deform_conv.cuda import PIXELS, THREADS, compile_kernel
 
     code = compile_kernel(f"sm_{capability}")
     return analyse(

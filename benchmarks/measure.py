@@ -23,10 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.methods import METHODS, Method, Setup, Unsupported
 from benchmarks.peers import PEERS
-from stif_rt.bench import backend_of
-from stif_rt.cli import instruction_sets
 from stif_rt.model.config import Config
+from stif_rt.ops.native import cpu_features
 from stif_rt.runtime import DTYPES, choose_device
+from stif_rt.speed import backend_of
 
 console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,7 +212,7 @@ class PeakMemory:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    facts: dict[str, Any] = {"device": "CPU", "cpu": cpu_name(), "instructions": instruction_sets()}
+    facts: dict[str, Any] = {"device": "CPU", "cpu": cpu_name(), "instructions": cpu_features()}
     facts |= {"threads": torch.get_num_threads(), "system": f"{platform.system()} {platform.machine()}"}
     facts["memory GiB"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 
 ``encode`` does what is done once per pair, ``frames`` the rest, one frame after another where the method works so.
 All networks run in evaluation mode, channels last, in the same dtype, compiled or not, and with the same deformable
-convolution (``stif_rt.model.deform_conv``), the runtime's own included.
+convolution (``stif_rt.ops.deform_conv``), the runtime's own included.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case
+from helpers.cases import Case
 
 from benchmarks.conftest import DEVICES, DTYPES
-from stif_rt.model.deform_conv import TAPS, deform_conv2d, deform_conv2d_grid_sample
+from stif_rt.ops.deform_conv import TAPS, deform_conv2d, deform_conv2d_reference
 
 CHANNELS, GROUPS = 64, 8
-FORMS = {"dispatched": deform_conv2d, "grid_sample": deform_conv2d_grid_sample}
+FORMS = {"dispatched": deform_conv2d, "grid_sample": deform_conv2d_reference}
 
 
 @pytest.mark.parametrize("form", FORMS)

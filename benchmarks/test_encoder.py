@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
-from conftest import fill_model
+from helpers.cases import CASES, Case
+from helpers.models import fill_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conftest import DEVICES, DTYPES

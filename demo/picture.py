@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stif_rt import Runtime
-from stif_rt.training.degradation import imresize
+from stif_rt.data.resize import imresize
 from stif_rt.video.reader import Image, open_reader
 from stif_rt.video.writer import write_png
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stif_rt.bundle import Size, Sizes, file_checksum
-from stif_rt.engines.trt import engine_key, import_tensorrt
+from stif_rt.engines.tensorrt_engine import engine_key, import_tensorrt
 
 WORKSPACE = 4 << 30
 

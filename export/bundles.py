@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stif_rt.bundle import ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
-from stif_rt.engines import trt
+from stif_rt.engines import tensorrt_engine
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.stif import STIF
 
@@ -55,7 +55,7 @@ def write_bundle(
             progress("tracing the encoder")
             graph = graphs.encoder_graph(model.encoder, model.config, manifest.torch_dtype, sizes)
             graphs.save(graphs.finish(graph, form, opset), folder / GRAPH)
-        if engine in trt.MODULES:
+        if engine in tensorrt_engine.MODULES:
             built, key = build.engine_file(folder / GRAPH, engine, sizes, dtype, cache, progress)
             shutil.copyfile(built, folder / ENGINE)
             manifest = replace(manifest, engine_key=key)
@@ -65,7 +65,7 @@ def write_bundle(
 def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress = lambda text: None) -> None:
     """Builds a bundle's TensorRT engine again, for this machine. The bundle is replaced as a whole."""
     manifest = bundle.manifest
-    if manifest.engine not in trt.MODULES or manifest.sizes is None:
+    if manifest.engine not in tensorrt_engine.MODULES or manifest.sizes is None:
         raise ValueError(f"bundle {bundle.folder} has no TensorRT engine: it was made for {manifest.engine!r}")
     with new_folder(bundle.folder, overwrite=True) as folder:
         for name in (WEIGHTS, GRAPH):

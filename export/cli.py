@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stif_rt.bundle import DTYPES, ENGINES, Size, Sizes, read_bundle
-from stif_rt.cli import console, run
+from stif_rt.cli.terminal import console, run
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import bundled_weights

@@ -23,7 +23,7 @@ stif: Any = values.Opset(NAMESPACE, 1)
 
 
 def traced(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What stands for ``stif_rt.model.deform_conv.deform_conv2d`` while a model is traced: the node.
+    """What stands for ``stif_rt.ops.deform_conv.deform_conv2d`` while a model is traced: the node.
 
     Its attributes are those by which TensorRT's parser finds a plugin and its ahead-of-time form.
     """

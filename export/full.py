@@ -5,7 +5,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from stif_rt.model.coordinates import LIMIT, Axis, Geometry
+from stif_rt.geometry import LIMIT, Axis, Geometry
 from stif_rt.model.stif import STIF
 
 
@@ -34,7 +34,7 @@ class FullNetwork(nn.Module):
 def make_axis(
     inputs: int, pixels: Tensor, grid: Literal["corners", "centres"], flow_unit: Literal["input", "output"]
 ) -> Axis:
-    """``stif_rt.model.coordinates.make_axis`` in operations that can be traced. pixels: float32, 0 to N - 1."""
+    """``stif_rt.geometry.make_axis`` in operations that can be traced. pixels: float32, 0 to N - 1."""
     outputs = pixels[-1].double() + 1  # what NumPy computes in float64 before it rounds to float32, as it does there
     y = (-1 + 1 / outputs).float() + (2 / outputs).float() * pixels
     y = y.clamp(-LIMIT, LIMIT)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.model.config import Config
-from stif_rt.model.deform_conv import replaced_by
 from stif_rt.model.encoder import Encoder
 from stif_rt.model.stif import STIF
+from stif_rt.ops.deform_conv import override_deform_conv2d
 
 from . import deform_conv
 from .deform_conv import op
@@ -164,7 +164,7 @@ def _frame_dimensions(sizes: Sizes) -> dict[int, Any]:
 def _trace(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any, names: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
-    with torch.no_grad(), replaced_by(deform_conv.traced), _quiet():
+    with torch.no_grad(), override_deform_conv2d(deform_conv.traced), _quiet():
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
         traced = torch.onnx.export(
             program,

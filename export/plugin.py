@@ -13,8 +13,8 @@ import tensorrt as trt
 import tensorrt.plugin as trtp
 import torch
 
-from stif_rt.kernels.deform_conv import KERNELS, THREADS, compile_kernel, launch_sizes
-from stif_rt.model.deform_conv import TAPS
+from stif_rt.ops.deform_conv import TAPS
+from stif_rt.ops.deform_conv.cuda import KERNELS, THREADS, compile_kernel, launch_sizes
 
 from .deform_conv import NAMESPACE, NODE
 
@@ -28,7 +28,7 @@ COMBINATIONS = [", ".join([dtype] * 6) for dtype in ("FP32", "FP16")]
 def describe(
     x: trtp.TensorDesc, offset: trtp.TensorDesc, mask: trtp.TensorDesc, weight: trtp.TensorDesc, bias: trtp.TensorDesc
 ) -> trtp.TensorDesc:
-    """x: [B, C, h, w]. weight: [O, C, 3, 3]. The output: [B, O, h, w]. The rest as in ``stif_rt.model.deform_conv``."""
+    """x: [B, C, h, w]. weight: [O, C, 3, 3]. The output: [B, O, h, w]. The rest as in ``stif_rt.ops.deform_conv``."""
     B, _, h, w = x.shape_expr
     return trtp.from_shape_expr((B, weight.shape_expr[0], h, w), dtype=x.dtype)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stif_rt.bundle import WEIGHTS, Bundle, Size
-from stif_rt.engines import Engine, make_bundle_engine, ort, trt
+from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
 from stif_rt.model.checkpoints import load_model
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
@@ -39,9 +39,9 @@ class Result:
 def engines(bundle: Bundle) -> list[str]:
     """Everything that could run the bundle's encoder somewhere; the engine that it was made for comes first."""
     manifest = bundle.manifest
-    names = [manifest.engine] if manifest.engine in trt.MODULES else []
+    names = [manifest.engine] if manifest.engine in tensorrt_engine.MODULES else []
     if manifest.sizes is not None and manifest.form != "plugin":
-        names += [f"onnx:{provider}" for provider in ort.PROVIDERS]
+        names += [f"onnx:{provider}" for provider in onnxruntime_engine.PROVIDERS]
     return [*names, "torch"]
 
 

@@ -66,8 +66,8 @@ class Manifest:
 
     config: the network's. engine: one of ENGINES. dtype: of the encoder's weights and activations. form: of its
     deformable convolutions, and opset, in ``encoder.onnx``. sizes: of the frames that the encoder takes; None for any.
-    engine_key: what the engine depends on (``stif_rt.engines.trt.engine_key``). tools: versions of what made it.
-    files: SHA-256 by name. format: version of this layout.
+    engine_key: what the engine depends on (``tensorrt_engine.engine_key``).
+    tools: versions of what made it. files: SHA-256 by name. format: version of this layout.
     """
 
     config: Config

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stif_rt.kernels.interface import Box, Kernels, Projections
-from stif_rt.model.coordinates import Geometry
+from stif_rt.geometry import Box, Geometry
+from stif_rt.ops.implicit.interface import Kernels, Projections
 
 KEPT = 4
 """Graphs, one for each output size, that are kept; each holds its own spatial feature, flow and picture."""

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from stif_rt.bundle import read_bundle
 from stif_rt.engines import Engine, make_bundle_engine, make_engine
+from stif_rt.geometry import Box, Geometry, make_geometry, to_pixels, warp_coordinates
 from stif_rt.graphs import FrameGraphs
-from stif_rt.kernels import make_kernels, native
-from stif_rt.kernels.interface import Box, Kernels, Projections
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import Geometry, make_geometry, to_pixels, warp_coordinates
 from stif_rt.model.implicit_functions import check_time
 from stif_rt.model.stif import STIF
+from stif_rt.ops import native
+from stif_rt.ops.implicit import make_kernels
+from stif_rt.ops.implicit.interface import Kernels, Projections
 
 LARGEST_SIDE = 1 << 16
 BUNDLED = "stif-s.safetensors"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call
+from helpers.command_line import call
 
 from benchmarks import figure3, growth, measure
 from benchmarks.measure import Line, Results, free_memory, survivable
 from benchmarks.methods import METHODS, Setup, Unsupported
-from stif_rt import bench, cli
-from stif_rt.kernels import BACKENDS
+from stif_rt import speed as speed_module
+from stif_rt.cli import bench
+from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
 
 
 def test_laps_are_the_time_of_each_step():
-    found = bench.laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
+    found = speed_module.laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
     assert len(found) == 2
     assert found[0] >= 0.01
     assert found[1] >= 0.05
@@ -185,7 +186,7 @@ def test_too_large_an_allocation_is_survived():
 def test_lines_name_backends_once():
     lines = measure.plan(["stif-rt", "bicubic"], ["float32"], ["auto", "reference", "auto"], CPU)
     assert [line.kernels for line in lines if line.method == "stif-rt"] == list(
-        dict.fromkeys((bench.backend_of("auto", Runtime.load().config, CPU, torch.float32), "reference"))
+        dict.fromkeys((speed_module.backend_of("auto", Runtime.load().config, CPU, torch.float32), "reference"))
     )
     assert [line.kernels for line in lines if line.method == "bicubic"] == [""]
     assert set(BACKENDS) >= {line.kernels for line in lines} - {""}
@@ -202,7 +203,7 @@ def test_results_are_never_half_written(light, tmp_path, monkeypatch):
 
 
 def test_speed_at_other_sizes():
-    speed = bench.Speed("stif-s", "reference", (10, 20), (40, 80), encode=1.0, render=0.5)
+    speed = speed_module.Speed("stif-s", "reference", (10, 20), (40, 80), encode=1.0, render=0.5)
     assert speed.frames_per_second(8) == pytest.approx(8 / 5)
     assert speed.megapixels_per_second(8) == pytest.approx(8 / 5 * 3200 / 1e6)
     larger = speed.at((20, 40), (40, 160))
@@ -210,7 +211,7 @@ def test_speed_at_other_sizes():
 
 
 def test_quick(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "SECONDS_PER_MODEL", 0)
+    monkeypatch.setattr(speed_module, "SECONDS_PER_MODEL", 0)
     status, out, err = call(monkeypatch, capsys, "bench", "quick", "--size", "24x16", "--scale", "2", "--device", "cpu")
     assert status == 0, err
     assert "24x16 to 48x32" in out
@@ -237,7 +238,7 @@ def test_figures_need_the_checkout(monkeypatch, capsys, tmp_path, light):
     status, _, err = call(monkeypatch, capsys, "bench", "figure3", *options)
     assert status == 0, err
     assert (tmp_path / "o" / "figure3.md").exists()
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "stif_rt" / "cli.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "stif_rt" / "cli" / "bench.py"))
     status, _, err = call(monkeypatch, capsys, "bench", "figure3", *options)
     assert status == 1
     assert "source code" in err

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_cli import call, read
-from videos import picture, write_images
+from helpers.command_line import call, read
+from helpers.videos import picture, write_images
 
 from stif_rt import Runtime
 from stif_rt.bundle import FORMAT, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
-from stif_rt.engines import bundle_engines, ort, trt
+from stif_rt.engines import bundle_engines, onnxruntime_engine, tensorrt_engine
 from stif_rt.model import stif
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.encoder import Encoder
@@ -215,18 +215,20 @@ def test_what_cannot_run_says_why():
     assert bundle_engines(cpu, torch.float32)["onnx"] is None
     assert "bfloat16" in bundle_engines(cpu, torch.bfloat16)["onnx"]
     assert "GPUs only" in bundle_engines(cpu, torch.float32)["tensorrt"]
-    assert "provider 'cpu' does not run on cuda" in ort.unavailable_reason(torch.device("cuda"), torch.float32, "cpu")
+    assert "provider 'cpu' does not run on cuda" in onnxruntime_engine.unavailable_reason(
+        torch.device("cuda"), torch.float32, "cpu"
+    )
 
 
 def test_foreign_engine_is_refused(tmp_path):
     built = {"builder": "tensorrt 10.9", "gpu": "NVIDIA A100, sm_80", "graph": "a", "sizes": "b", "dtype": "float16"}
-    trt.check_key(built, built, tmp_path)
+    tensorrt_engine.check_key(built, built, tmp_path)
     with pytest.raises(
         RuntimeError, match=r"gpu 'NVIDIA A100, sm_80' there, 'NVIDIA H100, sm_90' here.*export tensorrt"
     ):
-        trt.check_key(built, {**built, "gpu": "NVIDIA H100, sm_90"}, tmp_path)
+        tensorrt_engine.check_key(built, {**built, "gpu": "NVIDIA H100, sm_90"}, tmp_path)
     with pytest.raises(RuntimeError, match="unknown"):
-        trt.check_key(None, built, tmp_path)
+        tensorrt_engine.check_key(None, built, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -354,7 +356,7 @@ def test_sizes_on_the_command_line():
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_onnx_runtime_on_gpu(bundle, provider):
-    reason = ort.unavailable_reason(torch.device("cuda"), torch.float32, provider)
+    reason = onnxruntime_engine.unavailable_reason(torch.device("cuda"), torch.float32, provider)
     if reason is not None:
         pytest.skip(reason)
     (result, *_) = verify(read_bundle(bundle), [f"onnx:{provider}"], tolerance=2e-3)  # TF32
@@ -366,7 +368,7 @@ def test_onnx_runtime_on_gpu(bundle, provider):
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_on_gpu(tmp_path, tiny_model, engine, dtype):
     """Builds for this GPU, runs at several sizes, is captured in a CUDA graph, and is refused when it is stale."""
-    pytest.importorskip(trt.MODULES[engine])
+    pytest.importorskip(tensorrt_engine.MODULES[engine])
     sizes = Sizes(Size(1, 16, 16), Size(1, 64, 96), Size(1, 128, 128))
     bundles.write_bundle(tiny_model, tmp_path / "b", engine, dtype, sizes, cache=tmp_path / "cache")
     results = verify(read_bundle(tmp_path / "b"), [engine])

@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 import torch
-from cases import VARIANTS
-from conftest import TINY, fill_model
+from helpers.cases import VARIANTS
+from helpers.models import TINY, fill_model
 from safetensors.torch import save_file
 
 from stif_rt.model.checkpoints import infer_config, load_model, save_model

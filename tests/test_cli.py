@@ -1,17 +1,17 @@
 import copy
-import sys
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from helpers.command_line import call, read
+from helpers.videos import picture, write_images, write_video
 from typer.testing import CliRunner
-from videos import picture, write_images, write_video
 
 from stif_rt import cli
 from stif_rt.model.checkpoints import save_model
 from stif_rt.runtime import Runtime
-from stif_rt.video.reader import open_reader, read_image
+from stif_rt.video.reader import read_image
 
 
 @pytest.fixture
@@ -19,22 +19,6 @@ def weights(tiny_model, tmp_path):
     (tmp_path / "weights").mkdir()
     save_model(tiny_model, tmp_path / "weights" / "w.safetensors")
     return str(tmp_path / "weights" / "w.safetensors")
-
-
-def call(monkeypatch, capsys, *arguments):
-    """(exit status, standard output, standard error) of the command line."""
-    monkeypatch.setattr("sys.argv", ["stif-rt", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        sys.exit(cli.main())
-    captured = capsys.readouterr()
-    return exit_.value.code or 0, captured.out, " ".join(captured.err.split())
-
-
-def read(path):
-    reader = open_reader(path)
-    frames = list(reader)
-    reader.close()
-    return reader, frames
 
 
 def test_video_with_sound(monkeypatch, capsys, tmp_path, weights):

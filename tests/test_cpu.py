@@ -15,19 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, VARIANTS, Case
-from conftest import functions
-from test_deform_conv import SHAPES
-from test_deform_conv import inputs as deform_conv_inputs
-from test_kernels import expected, inputs, run
+from helpers.cases import CASES, VARIANTS, Case
+from helpers.deform_conv import SHAPES
+from helpers.deform_conv import inputs as deform_conv_inputs
+from helpers.implicit import expected, inputs, run
+from helpers.models import functions
 
-from stif_rt.kernels import cpu, make_kernels, native
-from stif_rt.kernels.cpu import CpuKernels
-from stif_rt.kernels.folded import TURNS, fold
-from stif_rt.kernels.interface import Box
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.model.coordinates import make_geometry
-from stif_rt.model.deform_conv import deform_conv2d_grid_sample
+from stif_rt.ops import native
+from stif_rt.ops.deform_conv import cpu as deform_conv_cpu
+from stif_rt.ops.deform_conv import deform_conv2d_reference
+from stif_rt.ops.implicit import cpu, make_kernels
+from stif_rt.ops.implicit.cpu import CpuKernels
+from stif_rt.ops.implicit.weights import TURNS, fold
 
 ROOT = Path(__file__).parent.parent
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
@@ -107,22 +108,22 @@ def test_sine_is_accurate_for_all_arguments(library, isa):
 def test_deform_conv_matches_the_naive_form(library, isa, shape, layout):
     arguments = [argument.to(isa.dtype) for argument in deform_conv_inputs(*shape)]
     x, offset, mask, weight, bias = arguments
-    exact = deform_conv2d_grid_sample_float64(*arguments)
+    exact = deform_conv2d_reference_float64(*arguments)
     if layout == "channels last":
         x, offset, mask = (a.to(memory_format=torch.channels_last) for a in (x, offset, mask))
     elif layout == "slices":  # as the encoder has them: offsets and masks made by one convolution
         whole = torch.cat((offset, mask), 1).to(memory_format=torch.channels_last)
         offset, mask = whole.split((offset.shape[1], mask.shape[1]), 1)
-    found = cpu.run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
+    found = deform_conv_cpu.run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
     assert found.shape == exact.shape
     if isa.dtype == torch.float32:
         torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=0)
     else:
-        plain = deform_conv2d_grid_sample(*arguments)
+        plain = deform_conv2d_reference(*arguments)
         assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
 
 
-def deform_conv2d_grid_sample_float64(x, offset, mask, weight, bias):
+def deform_conv2d_reference_float64(x, offset, mask, weight, bias):
     """The torchvision operation in float64; its positions are exact then."""
     torchvision = pytest.importorskip("torchvision")
     return torchvision.ops.deform_conv2d(
@@ -134,7 +135,7 @@ def deform_conv2d_grid_sample_float64(x, offset, mask, weight, bias):
 def test_unusable_offsets_read_nothing(library, isa, value):
     """They leave the bias: every neighbour lies outside."""
     x, offset, mask, weight, bias = (a.to(isa.dtype) for a in deform_conv_inputs(1, 64, 8, 5, 6, 64))
-    found = cpu.run_deform_conv2d(library, isa, x, torch.full_like(offset, value), mask, weight, bias)
+    found = deform_conv_cpu.run_deform_conv2d(library, isa, x, torch.full_like(offset, value), mask, weight, bias)
     torch.testing.assert_close(found, bias.view(1, -1, 1, 1).expand_as(found))
 
 

@@ -1,44 +1,8 @@
-import itertools
-import math
-
 import pytest
 import torch
+from helpers.deform_conv import SHAPES, inputs, naive
 
-from stif_rt.kernels import cpu
-from stif_rt.model import deform_conv
-from stif_rt.model.deform_conv import deform_conv2d, deform_conv2d_grid_sample
-
-SHAPES = [(1, 4, 2, 5, 6, 3), (2, 8, 8, 4, 3, 8), (1, 6, 1, 1, 1, 2), (1, 4, 4, 1, 7, 4)]
-
-
-def naive(x, offset, mask, weight, bias):
-    """The definition, one multiplication at a time, in float64."""
-    B, C, h, w = x.shape
-    groups = mask.shape[1] // 9
-    out = bias.double().view(1, -1, 1, 1).repeat(B, 1, h, w)
-    for b, c, i, j, k in itertools.product(range(B), range(C), range(h), range(w), range(9)):
-        g = c // (C // groups)
-        y = i + k // 3 - 1 + float(offset[b, 18 * g + 2 * k, i, j])
-        x_ = j + k % 3 - 1 + float(offset[b, 18 * g + 2 * k + 1, i, j])
-        value = 0.0
-        for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x_), math.floor(x_) + 1)):
-            if 0 <= row < h and 0 <= column < w:
-                value += (1 - abs(y - row)) * (1 - abs(x_ - column)) * float(x[b, c, row, column])
-        out[b, :, i, j] += weight[:, c, k // 3, k % 3].double() * float(mask[b, 9 * g + k, i, j]) * value
-    return out
-
-
-def inputs(B, C, groups, h, w, outputs, spread=3.0):
-    torch.manual_seed(0)
-    offset = torch.randn(B, groups * 18, h, w) * spread
-    offset[:, ::7] = offset[:, ::7].round()  # whole pixels, and positions exactly on the border
-    return (
-        torch.randn(B, C, h, w),
-        offset,
-        torch.rand(B, groups * 9, h, w),
-        torch.randn(outputs, C, 3, 3),
-        torch.randn(outputs),
-    )
+from stif_rt.ops.deform_conv import cpu, deform_conv2d, deform_conv2d_reference, reference
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,13 +14,13 @@ def test_matches_the_naive_loop(shape, form):
         with torch.no_grad():
             found = deform_conv2d(*arguments)
     else:
-        found = deform_conv2d_grid_sample(*arguments)
+        found = deform_conv2d_reference(*arguments)
     torch.testing.assert_close(found.double(), naive(*arguments), atol=1e-4, rtol=0)
 
 
 def test_zero_offset_and_full_mask_is_a_convolution():
     x, offset, mask, weight, bias = inputs(2, 8, 2, 9, 5, 4)
-    found = deform_conv2d_grid_sample(x, offset * 0, torch.ones_like(mask), weight, bias)
+    found = deform_conv2d_reference(x, offset * 0, torch.ones_like(mask), weight, bias)
     torch.testing.assert_close(found, torch.conv2d(x, weight, bias, padding=1), atol=1e-4, rtol=1e-4)
 
 
@@ -64,16 +28,16 @@ def test_memory_format_does_not_matter():
     x, offset, mask, weight, bias = inputs(*SHAPES[1])
     last = [a.to(memory_format=torch.channels_last) for a in (x, offset, mask, weight)]
     torch.testing.assert_close(
-        deform_conv2d_grid_sample(*last, bias), deform_conv2d_grid_sample(x, offset, mask, weight, bias)
+        deform_conv2d_reference(*last, bias), deform_conv2d_reference(x, offset, mask, weight, bias)
     )
 
 
 def test_everything_works_without_native_code_and_torchvision(monkeypatch):
     arguments = inputs(*SHAPES[0])
-    monkeypatch.setattr(deform_conv, "has_torchvision", lambda: False)
-    monkeypatch.setattr(cpu, "deform_conv_unavailable", lambda dtype: "not built")
+    monkeypatch.setattr(reference, "has_torchvision", lambda: False)
+    monkeypatch.setattr(cpu, "unavailable_reason", lambda dtype: "not built")
     with torch.no_grad():
-        assert torch.equal(deform_conv2d(*arguments), deform_conv2d_grid_sample(*arguments))
+        assert torch.equal(deform_conv2d(*arguments), deform_conv2d_reference(*arguments))
 
 
 def test_gradients_match_finite_differences():
@@ -81,7 +45,7 @@ def test_gradients_match_finite_differences():
     arguments[1] = (arguments[1].detach() + 0.01).requires_grad_()  # off the kinks at whole pixels
 
     def in_float64(x, offset, mask, weight, bias):
-        return deform_conv2d_grid_sample(x, offset, mask, weight, bias)
+        return deform_conv2d_reference(x, offset, mask, weight, bias)
 
     for n, argument in enumerate(arguments):
         found = torch.autograd.grad(in_float64(*arguments).square().sum(), argument)[0]

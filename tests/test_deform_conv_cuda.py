@@ -1,19 +1,15 @@
 """csrc/cuda/deform_conv.cu: its source run on the CPU (tests/emulation), compiled for every GPU, and the operation."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_deform_conv import inputs, naive
+from helpers.deform_conv import inputs, naive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from stif_rt.kernels import deform_conv
-from stif_rt.kernels.deform_conv import KERNELS, THREADS, as_weight, deform_conv2d, launch_sizes, layout
-from stif_rt.model.deform_conv import deform_conv2d_grid_sample
+from stif_rt.ops.deform_conv import cuda, deform_conv2d_op, deform_conv2d_reference
+from stif_rt.ops.deform_conv.cuda import KERNELS, THREADS, as_weight, launch_sizes, layout
 
 DTYPES = list(KERNELS)
 SHAPES = {  # B, C, groups, h, w, O
@@ -27,18 +23,6 @@ SHAPES = {  # B, C, groups, h, w, O
 }
 
 
-@pytest.fixture(scope="module", params=[750, 800], ids=["fma", "tensor cores"])
-def emulated(request, tmp_path_factory):
-    """The kernels as functions on the CPU, as compiled for GPUs without and with bfloat16 tensor cores."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    library = tmp_path_factory.mktemp("emulation") / "deform_conv.so"
-    source = Path(__file__).parent / "emulation" / "deform_conv.cpp"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    subprocess.run(["g++", *flags, f"-D__CUDA_ARCH__={request.param}", "-o", library, source], check=True)
-    return ctypes.CDLL(str(library))
-
-
 def guarded(x: torch.Tensor) -> torch.Tensor:
     """A copy with the same strides between NaNs: a value read outside it shows in the result, even times zero."""
     margin = 4096
@@ -49,7 +33,7 @@ def guarded(x: torch.Tensor) -> torch.Tensor:
 
 def emulate(library, x, offset, mask, weight, bias, seed=0):
     """What the operation does on CUDA, with the kernel on the CPU. seed: of the order in which threads run."""
-    out = torch.full_like(deform_conv._empty_output(x, weight), torch.nan)
+    out = torch.full_like(cuda.empty_output(x, weight), torch.nan)
     x, offset, mask, weight, out = (guarded(a) for a in (x, offset, mask, as_weight(weight), out))
     grid, integers = launch_sizes(
         *(x.shape[0], x.shape[1], weight.shape[0], mask.shape[1] // 9, x.shape[2], x.shape[3]),
@@ -82,7 +66,7 @@ def by_torchvision(x, offset, mask, weight, bias):
 def assert_as_good_as_pytorch(found, given):
     """Error against float64 at most twice that of PyTorch's own operations in the same dtype."""
     exact = naive(*given) if given[0].numel() < 200 else by_torchvision(*(a.double() for a in given))
-    plain = deform_conv2d_grid_sample(*given).double() - exact
+    plain = deform_conv2d_reference(*given).double() - exact
     error = found.double() - exact
     assert error.square().mean().sqrt() <= 2 * plain.square().mean().sqrt() + 1e-7
     assert error.abs().max() <= 2 * plain.abs().max() + 1e-6
@@ -116,7 +100,7 @@ def test_kernel_takes_slices_of_channels_and_no_bias(emulated):
     assert not offset.is_contiguous()
     assert not offset.is_contiguous(memory_format=torch.channels_last)
     found = emulate(emulated, x, offset, mask, weight, None)
-    torch.testing.assert_close(found, deform_conv2d_grid_sample(x, offset, mask, weight, None), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, deform_conv2d_reference(x, offset, mask, weight, None), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -127,7 +111,7 @@ def test_positions_that_are_not_numbers_or_far_away_read_zero(emulated, channels
     for column, value in enumerate((np.nan, np.inf, -np.inf, 1e30, -1e30, 2.0**31, -(2.0**31))):
         offset[:, column::7, 2, :] = value
         clean[:, column::7, 2, :] = 1000
-    expected = deform_conv2d_grid_sample(x, clean, mask, weight, bias)
+    expected = deform_conv2d_reference(x, clean, mask, weight, bias)
     found = emulate(emulated, *given)
     torch.testing.assert_close(found[:, :, 2], expected[:, :, 2], atol=1e-4, rtol=0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -154,17 +138,17 @@ def test_symbolic_sizes_are_those_of_dense_maps():
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_operation_is_registered_soundly(dtype, channels_last):
     given = arguments(SHAPES["small"], dtype, channels_last)
-    torch.library.opcheck(deform_conv2d, tuple(given))
-    torch.library.opcheck(deform_conv2d, (*given[:4], None))
+    torch.library.opcheck(deform_conv2d_op, tuple(given))
+    torch.library.opcheck(deform_conv2d_op, (*given[:4], None))
 
 
 def test_operation_on_cuda_has_the_right_shape_and_layout():
     with FakeTensorMode():
         x, offset, mask, weight, bias = (a.to("cuda").half() for a in inputs(*SHAPES["encoder"]))
-        out = deform_conv2d(x, offset, mask, weight, bias)
+        out = deform_conv2d_op(x, offset, mask, weight, bias)
         assert (out.shape, out.dtype, out.device.type) == ((2, 64, 6, 13), torch.float16, "cuda")
         assert out.is_contiguous()
-        out = deform_conv2d(x.to(memory_format=torch.channels_last), offset, mask, weight, bias)
+        out = deform_conv2d_op(x.to(memory_format=torch.channels_last), offset, mask, weight, bias)
         assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -178,4 +162,4 @@ def test_operation_refuses_what_does_not_fit():
         ((x[:, :3], offset, mask, weight[:, :3], bias), "3 channels cannot be shared by 2 deformable groups"),
     ):
         with pytest.raises(ValueError, match=message):
-            deform_conv2d(*given)
+            deform_conv2d_op(*given)

@@ -1,9 +1,9 @@
 import torch
-from conftest import TINY, fill_model
+from helpers.models import TINY, fill_model
 
 from stif_rt.engines import make_engine
-from stif_rt.engines.compiled import CompiledEngine
-from stif_rt.engines.pytorch import TorchEngine
+from stif_rt.engines.torch_compiled import CompiledEngine
+from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 

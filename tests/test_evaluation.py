@@ -5,20 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.videos import picture, write_images, write_video
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
-from videos import picture, write_images, write_video
 
-from stif_rt.evaluation import datasets, tables
-from stif_rt.evaluation.datasets import DATASETS, load_dataset
+from stif_rt.data import datasets
+from stif_rt.data.clips import Clip
+from stif_rt.data.datasets import DATASETS, load_dataset
+from stif_rt.data.resize import degrade
+from stif_rt.evaluation import tables
 from stif_rt.evaluation.methods import BASELINE, Group, bicubic, external, ours, predictions
 from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
 from stif_rt.evaluation.protocol import Result, evaluate, groups, summarise
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import Runtime
-from stif_rt.training.data import Clip
-from stif_rt.training.degradation import degrade
 from stif_rt.video.reader import read_image
 from stif_rt.video.writer import write_png
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, fill_model
+from helpers.models import TINY, fill_model
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.model.config import CONFIGS, Config

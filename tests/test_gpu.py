@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from cases import CASES, VARIANTS, Case
-from conftest import TINY, fill_model, functions
-from test_deform_conv import inputs as deform_conv_inputs
-from test_kernels import expected, inputs
+from helpers.cases import CASES, VARIANTS, Case
+from helpers.deform_conv import inputs as deform_conv_inputs
+from helpers.implicit import expected, inputs
+from helpers.models import TINY, fill_model, functions
 
 from stif_rt.engines import make_engine
-from stif_rt.kernels import deform_conv, make_kernels, triton
-from stif_rt.kernels.interface import Box
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.model.coordinates import make_geometry
-from stif_rt.model.deform_conv import deform_conv2d_grid_sample
 from stif_rt.model.stif import STIF
+from stif_rt.ops import deform_conv, nvrtc
+from stif_rt.ops.deform_conv import deform_conv2d_reference
+from stif_rt.ops.implicit import make_kernels, triton_backend
 from stif_rt.runtime import Runtime
 from stif_rt.video.render import to_host
 
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def skip_unavailable(config, dtype):
-    if reason := triton.unavailable_reason(config, CUDA, dtype):
+    if reason := triton_backend.unavailable_reason(config, CUDA, dtype):
         pytest.skip(reason)
 
 
@@ -106,15 +106,15 @@ def test_unusable_flows_do_no_harm(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 64, 8, 23, 37, 64), (1, 36, 3, 5, 7, 5), (1, 8, 8, 1, 1, 3)])
 def test_deform_conv_is_as_good_as_pytorch(shape, dtype, channels_last):
-    assert deform_conv.unavailable_reason() is None
+    assert nvrtc.unavailable_reason() is None
     given = [x.to(CUDA, dtype) for x in deform_conv_inputs(*shape)]
     if channels_last:
         given[:4] = [x.to(memory_format=torch.channels_last) for x in given[:4]]
-    exact = deform_conv2d_grid_sample(*(x.double() for x in given))
-    plain = deform_conv2d_grid_sample(*given)
+    exact = deform_conv2d_reference(*(x.double() for x in given))
+    plain = deform_conv2d_reference(*given)
     with torch.inference_mode():
-        found = deform_conv.deform_conv2d(*given)
-        assert all(torch.equal(deform_conv.deform_conv2d(*given), found) for _ in range(10))
+        found = deform_conv.deform_conv2d_op(*given)
+        assert all(torch.equal(deform_conv.deform_conv2d_op(*given), found) for _ in range(10))
     allowed = 2 * (plain.double() - exact).square().mean().sqrt()
     assert (found.double() - exact).square().mean().sqrt() <= allowed + 1e-6
 
@@ -122,7 +122,7 @@ def test_deform_conv_is_as_good_as_pytorch(shape, dtype, channels_last):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_deform_conv_is_registered_soundly(dtype):
     given = tuple(x.to(CUDA, dtype) for x in deform_conv_inputs(1, 16, 2, 5, 6, 8))
-    torch.library.opcheck(deform_conv.deform_conv2d, given)
+    torch.library.opcheck(deform_conv.deform_conv2d_op, given)
 
 
 def test_a_replayed_graph_gives_the_same_frames(frames):

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from cases import VARIANTS
-from conftest import GOLDEN, TINY, fill_model
+from helpers.cases import VARIANTS
+from helpers.models import GOLDEN, TINY, fill_model
 
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.encoder import StateAlignment

@@ -29,9 +29,9 @@ def test_wheel_holds_everything(tmp_path, compiler):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
     modules |= {f"stif_export/{path.name}" for path in (ROOT / "export").glob("*.py")}
-    files = ("weights/stif-s.safetensors", "weights/README.md", "py.typed", "kernels/deform_conv.cu")
+    files = ("weights/stif-s.safetensors", "weights/README.md", "py.typed", "ops/deform_conv.cu")
     assert modules | {f"stif_rt/{name}" for name in files} <= names
-    assert ("stif_rt/kernels/libstif_rt_cpu.so" in names) == (compiler and shutil.which("g++") is not None)
+    assert ("stif_rt/ops/libstif_rt_cpu.so" in names) == (compiler and shutil.which("g++") is not None)
 
 
 def test_bundled_weights_are_the_compact_configuration():

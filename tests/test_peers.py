@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, fill
+from helpers.models import GOLDEN, fill
 
 from benchmarks.peers import PEERS, load_peer, parameters, size_table
 

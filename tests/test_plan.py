@@ -69,7 +69,7 @@ def test_cut_before_the_last_frame():
 
 
 def test_motion_is_not_a_cut():
-    from videos import picture
+    from helpers.videos import picture
 
     assert not is_cut(thumbnail(picture(0)), thumbnail(picture(1)))
     assert is_cut(thumbnail(picture(0)), thumbnail(255 - picture(0)))

@@ -13,10 +13,10 @@ import types
 
 import pytest
 import torch
-from test_deform_conv import inputs
-from test_deform_conv_cuda import emulated  # noqa: F401 - a fixture
+from helpers.deform_conv import inputs
 
-from stif_rt.kernels.deform_conv import THREADS, unavailable_reason
+from stif_rt.ops.deform_conv.cuda import THREADS
+from stif_rt.ops.nvrtc import unavailable_reason
 
 pytest.importorskip("onnxscript", reason="needs the packages of the extra export")
 
@@ -113,7 +113,7 @@ def describe(given, dtype):
 
 @pytest.mark.parametrize("dtype", ["FP32", "FP16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_launch_computes_the_convolution(plugin, emulated, shape, dtype):  # noqa: F811
+def test_launch_computes_the_convolution(plugin, emulated, shape, dtype):
     if reason := unavailable_reason():
         pytest.skip(reason)
     ops = pytest.importorskip("torchvision.ops")

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, fill_model
+from helpers.models import TINY, fill_model
 
 from stif_rt import Runtime
-from stif_rt.kernels import native
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Encoder
 from stif_rt.model.stif import STIF
+from stif_rt.ops.implicit import native
 from stif_rt.runtime import output_size
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stif_rt.kernels import siren
+from stif_rt.ops.implicit import training as siren
 
 CASES = [(1, 64, 64), (37, 64, 256), (200, 256, 256), (64, 198, 64), (5, 256, 3)]
 

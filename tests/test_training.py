@@ -7,15 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
-from videos import picture, write_images, write_video
+from helpers.models import TINY
+from helpers.videos import picture, write_images, write_video
 
 from benchmarks import training_curve
+from stif_rt.data.clips import Clip, find_clips, load_clip
+from stif_rt.data.resize import degrade
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
-from stif_rt.training.data import Batches, Clip, Recipe, find_clips, load_clip
-from stif_rt.training.degradation import degrade
+from stif_rt.training.examples import Batches, Recipe
 from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, parameter_groups, train
 
 CPU = torch.device("cpu")

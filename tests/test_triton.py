@@ -13,32 +13,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import VARIANTS
-from conftest import TINY, functions
+from helpers.cases import VARIANTS
+from helpers.models import TINY, functions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import kernel_report
-from stif_rt.kernels import triton
-from stif_rt.kernels.folded import TURNS, fold
-from stif_rt.kernels.interface import Box
+from stif_rt.geometry import Box, Geometry, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.model.coordinates import Geometry, make_geometry
 from stif_rt.model.stif import STIF
+from stif_rt.ops.implicit import triton_backend
+from stif_rt.ops.implicit.weights import TURNS, fold
 
 CPU = torch.device("cpu")
 MAPS = ("decoder_map0", "decoder_map1")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-interpreted = pytest.mark.skipif(not triton.interpreted(), reason="runs under the interpreter, in its own process")
-compiling = pytest.mark.skipif(triton.interpreted(), reason="the interpreter does not compile")
+interpreted = pytest.mark.skipif(
+    not triton_backend.interpreted(), reason="runs under the interpreter, in its own process"
+)
+compiling = pytest.mark.skipif(triton_backend.interpreted(), reason="the interpreter does not compile")
 HERE = Path(__file__).parent
 
-if triton.interpreted():
-    import triton as language
+if triton_backend.interpreted():
+    import triton
     import triton.language as tl
 
-    from stif_rt.kernels.triton_kernels import sine
+    from stif_rt.ops.implicit.triton_kernels import sine
 
-    @language.jit
+    @triton.jit
     def apply_sine(turns, out, SIZE: tl.constexpr):
         place = tl.arange(0, SIZE)
         tl.store(out + place, sine(tl.load(turns + place)))
@@ -47,10 +48,10 @@ if triton.interpreted():
 @needs_triton
 @compiling
 def test_interpreter_agrees_with_the_model():
-    """``test_kernels.py`` with Triton's kernels, and the tests below that are marked ``interpreted``."""
+    """``test_implicit.py`` with Triton's kernels, and the tests below that are marked ``interpreted``."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
-    tests = [str(HERE / name) for name in ("test_kernels.py", "test_triton.py")]
+    tests = [str(HERE / name) for name in ("test_implicit.py", "test_triton.py")]
     found = subprocess.run([*command, *tests], cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-6000:]
     assert " passed" in found.stdout
@@ -69,10 +70,10 @@ def test_launch_configurations_do_not_change_the_result(capability):
     features, frames, times, geometry = inputs(config, (4, 6), (5, 9))
     pictures = []
     for chosen in (
-        triton.INTERPRETED,
-        triton.launches(capability, torch.float32 if capability < (8, 0) else torch.half),
+        triton_backend.INTERPRETED,
+        triton_backend.launches(capability, torch.float32 if capability < (8, 0) else torch.half),
     ):
-        kernels = triton.TritonKernels(fold(functions(config), TURNS), torch.float32, chosen)
+        kernels = triton_backend.TritonKernels(fold(functions(config), TURNS), torch.float32, chosen)
         with torch.inference_mode():
             projections = kernels.project(features, frames)
             feature, flow = kernels.implicit(projections, times, geometry, whole)
@@ -84,7 +85,7 @@ def test_launch_configurations_do_not_change_the_result(capability):
 def test_uint8_is_the_rounded_picture():
     config, whole = Config(grid="centres", residual=True), Box(0, 0, 13, 19)
     features, frames, times, geometry = inputs(config, (6, 8), (13, 19), times=2)
-    kernels = triton.build(functions(config), CPU, torch.float32)
+    kernels = triton_backend.build(functions(config), CPU, torch.float32)
     with torch.inference_mode():
         projections = kernels.project(features, 3 * frames - 1)  # beyond [0, 1] on both sides
         feature, flow = kernels.implicit(projections, times, geometry, whole)
@@ -200,7 +201,7 @@ def test_one_frame_meets_its_bar_by_the_roofline(reports, gpu, bar):
 def launched(monkeypatch):
     """Records launches in place of Triton: names, and arguments bound to the kernel's own parameters."""
     pytest.importorskip("triton")
-    from stif_rt.kernels import triton_kernels
+    from stif_rt.ops.implicit import triton_kernels
 
     found = []
 
@@ -214,7 +215,7 @@ def launched(monkeypatch):
                 assert value.is_contiguous()
         found.append((kernel, arguments))
 
-    monkeypatch.setattr(triton, "launch", launch)
+    monkeypatch.setattr(triton_backend, "launch", launch)
     return found
 
 
@@ -235,11 +236,13 @@ def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
             tables = {name: cuda(getattr(axis, name)) for name in ("cells", "relative", "positions")}
             return replace(axis, **tables)
 
-        kernels = triton.TritonKernels(weights, dtype, triton.launches((8, 6), dtype))
+        kernels = triton_backend.TritonKernels(weights, dtype, triton_backend.launches((8, 6), dtype))
         for name in ("sif", "tif", "decoder"):
             packed = getattr(kernels, name)
             if packed is not None:
-                setattr(kernels, name, triton.PackedSiren(packed.matrices.to("cuda"), packed.vectors.to("cuda")))
+                setattr(
+                    kernels, name, triton_backend.PackedSiren(packed.matrices.to("cuda"), packed.vectors.to("cuda"))
+                )
         kernels.projections = kernels.projections.to("cuda")
         geometry = Geometry(on_cuda(geometry.vertical), on_cuda(geometry.horizontal))
         features, frames, t = (cuda(x) for x in (features, frames, t))
@@ -268,8 +271,8 @@ def test_encoder_on_cuda_gives_features_where_they_are_wanted():
 
 
 def test_what_cannot_run_is_said():
-    reason = triton.unavailable_reason(Config(), CPU, torch.float32)
-    assert (reason is None) == triton.interpreted()
+    reason = triton_backend.unavailable_reason(Config(), CPU, torch.float32)
+    assert (reason is None) == triton_backend.interpreted()
     if reason:
         assert "NVIDIA GPU" in reason
 
@@ -281,5 +284,5 @@ def test_what_cannot_run_is_said():
 def test_gpus_that_cannot_run_are_named(monkeypatch, capability, available, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     dtype = torch.float16 if available else torch.bfloat16
-    reason = triton.unavailable_reason(Config(), torch.device("cuda"), dtype)
+    reason = triton_backend.unavailable_reason(Config(), torch.device("cuda"), dtype)
     assert reason is None if expected is None else expected in (reason or "")

@@ -4,7 +4,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from videos import picture, write_images, write_video
+from helpers.videos import picture, write_images, write_video
 
 from stif_rt.video.reader import open_reader, read_image
 from stif_rt.video.writer import check_target, image_writer, video_writer, write_png

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stif_rt.bundle import ENGINE, GRAPH, WEIGHTS, Bundle
-from stif_rt.engines import ort, trt
-from stif_rt.engines.compiled import CompiledEngine
-from stif_rt.engines.pytorch import TorchEngine
+from stif_rt.engines import onnxruntime_engine, tensorrt_engine
+from stif_rt.engines.torch_compiled import CompiledEngine
+from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.encoder import Encoder
 
@@ -37,8 +37,10 @@ def make_engine(name: str, encoder: Encoder, device: torch.device, dtype: torch.
 
 def bundle_engines(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
     """The engines that bundles can bring, and why they cannot run, or None."""
-    reasons = {"onnx": ort.unavailable_reason(device, dtype)}
-    return reasons | {flavour: trt.unavailable_reason(flavour, device) for flavour in trt.MODULES}
+    reasons = {"onnx": onnxruntime_engine.unavailable_reason(device, dtype)}
+    for flavour in tensorrt_engine.MODULES:
+        reasons[flavour] = tensorrt_engine.unavailable_reason(flavour, device)
+    return reasons
 
 
 def make_bundle_engine(name: str, bundle: Bundle, device: torch.device) -> Engine:
@@ -54,14 +56,14 @@ def make_bundle_engine(name: str, bundle: Bundle, device: torch.device) -> Engin
     if chosen == "torch":
         return TorchEngine(load_model(bundle.folder / WEIGHTS).encoder, device, dtype)
     if chosen == "onnx" and manifest.sizes is not None and manifest.form != "plugin":
-        return ort.OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, dtype, provider or "auto")
-    if chosen in trt.MODULES and chosen == manifest.engine and manifest.sizes is not None:
-        reason = trt.unavailable_reason(chosen, device)
+        return onnxruntime_engine.OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, dtype, provider or "auto")
+    if chosen in tensorrt_engine.MODULES and chosen == manifest.engine and manifest.sizes is not None:
+        reason = tensorrt_engine.unavailable_reason(chosen, device)
         if reason is not None:
             raise RuntimeError(f"the encoder engine {chosen!r} cannot run: {reason}")
-        here = trt.engine_key(chosen, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
-        trt.check_key(manifest.engine_key, here, bundle.folder)
-        return trt.TensorRTEngine(chosen, bundle.folder / ENGINE, manifest.sizes, device, dtype)
+        here = tensorrt_engine.engine_key(chosen, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
+        tensorrt_engine.check_key(manifest.engine_key, here, bundle.folder)
+        return tensorrt_engine.TensorRTEngine(chosen, bundle.folder / ENGINE, manifest.sizes, device, dtype)
     raise ValueError(
         f"bundle {bundle.folder} has no encoder for the engine {name!r}: it was made for {manifest.engine!r}"
         + (" and its deformable convolutions are TensorRT plugins" if manifest.form == "plugin" else "")

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stif_rt.data.resize import imresize
 from stif_rt.runtime import Runtime
-from stif_rt.training.degradation import imresize
 from stif_rt.video.reader import read_image
 
 BASELINE = "bicubic + blend"

@@ -7,10 +7,10 @@ from statistics import fmean
 
 import torch
 
+from stif_rt.data.clips import Clip
+from stif_rt.data.resize import degrade
 from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
 from stif_rt.evaluation.metrics import Score, Window, score
-from stif_rt.training.data import Clip
-from stif_rt.training.degradation import degrade
 
 SMOOTH = 40.0
 """dB. A group is smooth, not textured, where bicubic enlargement alone reaches this on its first and last frame."""

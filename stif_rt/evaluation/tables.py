@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stif_rt.evaluation.datasets import DATASETS
+from stif_rt.data.datasets import DATASETS
 from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
 from stif_rt.evaluation.protocol import Mean, Result
 from stif_rt.video.writer import write_png

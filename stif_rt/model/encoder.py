@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.deform_conv import TAPS, deform_conv2d
+from stif_rt.ops.deform_conv import TAPS, deform_conv2d
 
 DEFORMABLE_GROUPS = 8
 OFFSETS = 2 * TAPS * DEFORMABLE_GROUPS

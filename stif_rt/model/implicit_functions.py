@@ -1,7 +1,7 @@
 """The continuous part of STIF in the paper's own form: two implicit functions, the warp, and the decoder (Section 3).
 
-This is the definition that everything else is tested against. It is written to be read; ``stif_rt.kernels`` holds the
-same mathematics rearranged to be fast.
+This is the definition that everything else is tested against. It is written to be read;
+``stif_rt.ops.implicit`` holds the same mathematics rearranged to be fast.
 """
 
 from typing import NamedTuple, cast
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stif_rt.geometry import Geometry, in_output_pixels, make_geometry, warp_coordinates
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.coordinates import Geometry, in_output_pixels, make_geometry, warp_coordinates
 from stif_rt.model.siren import Siren
 
 FEATURES = 3 * CHANNELS

@@ -18,14 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from stif_rt.kernels.folded import RADIANS, fold
-from stif_rt.kernels.interface import Box
-from stif_rt.kernels.reference import ReferenceKernels
+from stif_rt.data.clips import Clip
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import CHANNELS
-from stif_rt.model.coordinates import make_geometry
 from stif_rt.model.siren import Siren
 from stif_rt.model.stif import STIF
-from stif_rt.training.data import Batch, Batches, Clip, Recipe
+from stif_rt.ops.implicit.reference import ReferenceKernels
+from stif_rt.ops.implicit.weights import RADIANS, fold
+from stif_rt.training.examples import Batch, Batches, Recipe
 
 log = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ typedef struct {
     float *rgb; /* [3, region] */
 } stif_rt_decode;
 
-/* Modulated deformable 3x3 convolution of one channels-last image; see stif_rt/model/deform_conv.py. */
+/* Modulated deformable 3x3 convolution of one channels-last image; see stif_rt/ops/deform_conv/reference.py. */
 typedef struct {
     int64_t height, width;
     int32_t groups;

@@ -1,0 +1,3 @@
+from stif_rt.cli import main
+
+main()

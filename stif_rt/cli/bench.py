@@ -1,0 +1,84 @@
+"""``stif-rt bench``."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stif_rt import speed as benchmark
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption
+from stif_rt.cli.terminal import console
+from stif_rt.runtime import output_size
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed.")
+
+
+@bench.command()
+def quick(
+    size: Annotated[str, typer.Option(help="Size of the clip, WIDTHxHEIGHT.")] = "320x180",
+    scale: Annotated[float, typer.Option(min=0.1, help="Output pixels per input pixel.")] = 4,
+    time_scale: Annotated[float, typer.Option(min=1, help="Output frames per input frame.")] = 8,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    kernels: KernelsOption = "auto",
+    encoder: EncoderOption = "auto",
+) -> None:
+    """How fast a clip will be on this machine, in under a minute."""
+    try:
+        width, height = (int(side) for side in size.lower().split("x"))
+    except ValueError as error:
+        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
+    inputs = height, width
+    outputs = output_size(inputs, scale, None)
+    columns = ("model", "kernels", "measured", "pair", "frame", "frames/s", "MP/s")
+    title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames, {dtype}"
+    table = Table(*columns, title=title, title_justify="left")
+    for model in benchmark.MODELS:
+        with console.status(f"measuring {model}"):
+            measured = benchmark.measure(
+                model, inputs, scale, device=device, dtype=dtype, kernels=kernels, encoder=encoder
+            )
+        speed = measured.at(inputs, outputs)
+        table.add_row(
+            model,
+            measured.kernels,
+            f"{measured.inputs[1]}x{measured.inputs[0]}",
+            f"{speed.encode:.3g} s",
+            f"{speed.render:.3g} s",
+            f"{speed.frames_per_second(time_scale):.3g}",
+            f"{speed.megapixels_per_second(time_scale):.3g}",
+        )
+    Console().print(table)
+    console.print("stif-s: the bundled weights. stif: the paper's network, here with random weights.")
+    console.print("Measured on smaller frames where that takes too long, and scaled by the number of pixels.")
+    console.print("Reading and writing files is not included.")
+
+
+def forward_to(module: str) -> Any:
+    """A command of the source checkout's ``benchmarks`` folder, which no wheel holds."""
+
+    def command(context: typer.Context) -> None:
+        checkout = Path(__file__).resolve().parents[2]
+        if not (checkout / "benchmarks" / f"{module}.py").is_file():
+            raise ValueError(
+                f"bench {module} needs the source code of stif-rt, whose benchmarks folder is not in {checkout}: "
+                f"check it out, install it with pip install --editable '.[bench]', and run it there"
+            )
+        if str(checkout) not in sys.path:
+            sys.path.insert(0, str(checkout))
+        found = importlib.import_module(f"benchmarks.{module}")
+        found.app(context.args, prog_name=f"stif-rt bench {module}", standalone_mode=False)
+
+    return command
+
+
+passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+for module, summary in (
+    ("figure3", "The paper's Figure 3: inference time against time scale, with its peers. Needs the source checkout."),
+    ("growth", "Time and memory against output pixels and frames per pair. Needs the source checkout."),
+):
+    bench.command(module, help=summary, add_help_option=False, context_settings=passed_on)(forward_to(module))

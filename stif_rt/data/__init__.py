@@ -1,0 +1,1 @@
+"""Clips, resizing and synthetic motion: what training and evaluation share."""

@@ -1,1 +1,0 @@
-../../csrc/cuda/deform_conv.cu

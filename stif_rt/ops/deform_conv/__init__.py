@@ -1,0 +1,82 @@
+"""Modulated deformable convolution: ``deform_conv2d``, and the PyTorch operation ``stif_rt::deform_conv2d`` behind it.
+
+The operation is one node for ``torch.compile`` and export on every device. On CPUs it runs the native kernel
+(``cpu.py``), on CUDA the one of ``csrc/cuda/deform_conv.cu`` (``cuda.py``); where neither can run, PyTorch's own form.
+``reference.py`` is the definition.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from stif_rt.ops import nvrtc
+from stif_rt.ops.deform_conv import cpu, cuda
+from stif_rt.ops.deform_conv.reference import TAPS, deform_conv2d_fallback, deform_conv2d_reference
+
+__all__ = ["TAPS", "deform_conv2d", "deform_conv2d_op", "deform_conv2d_reference", "override_deform_conv2d"]
+
+log = logging.getLogger(__name__)
+
+_replacement: Callable[..., Tensor] | None = None
+
+
+@contextlib.contextmanager
+def override_deform_conv2d(
+    operation: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor],
+) -> Iterator[None]:
+    """Within, ``deform_conv2d`` is the given operation. How the export sees it as one node instead of many."""
+    global _replacement
+    _replacement = operation
+    try:
+        yield
+    finally:
+        _replacement = None
+
+
+def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Modulated deformable 3x3 convolution by the fastest means there is.
+
+    x: [B, C, h, w]. offset: [B, groups * 9 * 2, h, w], pixels, vertical before horizontal for each tap.
+    mask: [B, groups * 9, h, w]. weight: [O, C, 3, 3]. bias: [O]. Returns [B, O, h, w].
+
+    With gradients it is made of PyTorch's own operations; without, it is the operation ``stif_rt::deform_conv2d``.
+    """
+    if _replacement is not None:
+        return _replacement(x, offset, mask, weight, bias)
+    if torch.is_grad_enabled():
+        return deform_conv2d_reference(x, offset, mask, weight, bias)
+    bias = None if bias is None else bias.to(x.dtype)  # under autocast x is narrower than the weights
+    return deform_conv2d_op(x, offset, mask, weight.to(x.dtype), bias)
+
+
+@torch.library.custom_op("stif_rt::deform_conv2d", mutates_args=(), device_types="cpu")
+def deform_conv2d_op(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Modulated deformable 3x3 convolution; see ``reference.py`` for the formula.
+
+    x: [B, C, h, w], float32, float16 or bfloat16, and so the others. offset: [B, groups * 9 * 2, h, w], pixels,
+    vertical before horizontal for each tap. mask: [B, groups * 9, h, w]. weight: [O, C, 3, 3]. bias: [O].
+    Returns [B, O, h, w], channels last where x is. Raises ValueError for shapes or dtypes that do not fit.
+    """
+    cuda.check(x, offset, mask, weight, bias)
+    native = cpu.unavailable_reason(x.dtype) is None
+    found = (cpu.deform_conv2d if native else deform_conv2d_fallback)(x, offset, mask, weight, bias)
+    return found.contiguous(memory_format=cuda.memory_format(x))
+
+
+@deform_conv2d_op.register_fake
+def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    cuda.check(x, offset, mask, weight, bias)
+    return cuda.empty_output(x, weight)
+
+
+@deform_conv2d_op.register_kernel("cuda")
+def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    cuda.check(x, offset, mask, weight, bias)
+    if reason := nvrtc.unavailable_reason():
+        log.warning("PyTorch's own deformable convolution is used, which is slower: %s", reason)
+        found = deform_conv2d_reference(x, offset, mask, weight, bias)
+        return found.contiguous(memory_format=cuda.memory_format(x))
+    return cuda.deform_conv2d(x, offset, mask, weight, bias)

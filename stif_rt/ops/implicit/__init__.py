@@ -1,0 +1,40 @@
+"""Kernel backends: what runs the implicit functions once per output pixel and time."""
+
+import logging
+import os
+from types import ModuleType
+
+import torch
+
+from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.ops import native
+from stif_rt.ops.implicit import cpu, reference, triton_backend
+from stif_rt.ops.implicit.interface import Kernels
+
+log = logging.getLogger(__name__)
+
+BACKENDS: dict[str, ModuleType] = {"triton": triton_backend, "cpu": cpu, "reference": reference}
+"""By preference. Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
+``build(functions, device, dtype)``."""
+
+
+def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The backend of that name, or the first that can run for ``auto``.
+
+    Raises ValueError for an unknown name, and RuntimeError with the reason where a backend asked for cannot run.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown kernels {name!r}; there are: auto, {', '.join(BACKENDS)}")
+    for candidate, module in BACKENDS.items():
+        if name not in ("auto", candidate):
+            continue
+        reason = module.unavailable_reason(functions.config, device, dtype)
+        if reason is None:
+            log.info("kernels: %s", candidate)
+            kernels: Kernels = module.build(functions, device, dtype)
+            return kernels
+        if name == candidate:
+            raise RuntimeError(f"kernels {name!r} cannot run: {reason}")
+        forced = module is cpu and device.type == "cpu" and native.FORCED in os.environ
+        log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", candidate, reason)
+    raise AssertionError("the reference runs everywhere")

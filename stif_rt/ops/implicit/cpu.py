@@ -1,0 +1,153 @@
+"""The two passes in native code; the kernels are in ``csrc/cpu``.
+
+The same mathematics as ``reference``, with pre-activations in turns, and each pass one loop over tiles of output
+pixels whose activations never leave the cache.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from stif_rt.geometry import Axis, Box, Geometry
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.ops import native
+from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.reference import project
+from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
+
+
+def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it runs on CPUs, not on {device}"
+    chosen = native.choose(dtype)
+    return chosen if isinstance(chosen, str) else None
+
+
+def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CpuKernels":
+    chosen = native.choose(dtype)
+    assert not isinstance(chosen, str)
+    with torch.no_grad():
+        return CpuKernels(fold(functions.to(device).float(), TURNS), *chosen)
+
+
+class _Siren:
+    """One network with its weights packed."""
+
+    def __init__(self, network: FoldedSiren, library: native.Library, isa: native.Isa, pixelwise: bool) -> None:
+        """pixelwise: whether the local columns meet activations (and are packed) or the relative position."""
+
+        def pack(weight: Tensor, bias: Tensor | None) -> native.Linear:
+            packed = library.pack(isa, weight, bias)
+            self._memory.append(packed)
+            return native.Linear(packed.data_ptr(), weight.shape[1], weight.shape[0])
+
+        self._memory: list[Tensor] = []  # what the structures point to
+        self._time, self._bias = network.time, network.bias
+        layers = (*network.hidden, network.output)
+        self._hidden = (native.Linear * 5)(*(pack(weight, bias) for weight, bias in layers))
+        self._count = len(layers)
+        self._local = native.Linear() if network.local is None or not pixelwise else pack(network.local, None)
+
+    def at(self, time: Tensor) -> tuple[native.Siren, Tensor]:
+        """The network at one time, and the tensor that it points to."""
+        start = self._bias + time * self._time
+        return native.Siren(self._local, self._hidden, self._count, start.data_ptr()), start
+
+
+class CpuKernels:
+    """See the module's docstring, and ``Kernels`` for the shapes. Safe to use from several threads."""
+
+    def __init__(self, weights: FoldedWeights, library: native.Library, isa: native.Isa) -> None:
+        self.weights = weights
+        self.dtype = isa.dtype
+        self._library, self._isa = library, isa
+        located = weights.tif if weights.sif is None else weights.sif
+        self._first = self._second = None
+        if located is not None:
+            assert located.local is not None
+            self._relative = located.local.T.contiguous()  # [2, 64]
+            self._first = _Siren(located, library, isa, pixelwise=False)
+        if weights.sif is not None and weights.tif is not None:
+            self._second = _Siren(weights.tif, library, isa, pixelwise=True)
+        self._decoder = _Siren(weights.decoder, library, isa, pixelwise=True)
+
+    def project(self, features: Tensor, frames: Tensor) -> Projections:
+        return project(self.weights, features, frames, self.dtype)
+
+    def implicit(
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if self._first is None:
+            return None, None
+        shape = (*times.shape, box.height, box.width)
+        feature = None if self.weights.sif is None else torch.empty(*shape, CHANNELS, dtype=self.dtype, device="cpu")
+        flow = None if self.weights.tif is None else torch.empty(*shape, 4, dtype=torch.float32, device="cpu")
+        nearest = projections.tif if self.weights.sif is None else projections.sif
+        bilinear = projections.tif if self._second is not None else ()
+        for b, t in _indices(times):
+            first, _keep_first = self._first.at(times[b, t])
+            second, _keep_second = (native.Siren(), None) if self._second is None else self._second.at(times[b, t])
+            call = native.Implicit(
+                _axis(geometry.vertical),
+                _axis(geometry.horizontal),
+                native.Box(*box),
+                native.pointer(nearest[0], b),
+                native.pointer(bilinear[0], b) if bilinear else None,
+                self._relative.data_ptr(),
+                first,
+                second,
+                native.pointer(feature, b, t),
+                native.pointer(flow, b, t),
+            )
+            self._library.run("implicit", self._isa, call)
+        return feature, flow
+
+    def decode(
+        self,
+        projections: Projections,
+        feature: Tensor | None,
+        flow: Tensor | None,
+        times: Tensor,
+        geometry: Geometry,
+        region: Box,
+        box: Box,
+    ) -> Tensor:
+        rgb = torch.empty(*times.shape, 3, region.height, region.width, dtype=torch.float32, device="cpu")
+        feature = None if feature is None else feature.contiguous()
+        flow = None if flow is None else flow.contiguous()
+        for b, t in _indices(times):
+            decoder, _keep = self._decoder.at(times[b, t])
+            call = native.Decode(
+                _axis(geometry.vertical),
+                _axis(geometry.horizontal),
+                native.Box(*region),
+                native.Box(*box),
+                native.pointer(feature, b, t),
+                native.pointer(flow, b, t),
+                (ctypes.c_void_p * 2)(*(native.pointer(positions, b) for positions in projections.decoder)),
+                native.pointer(projections.frames, b) if self.weights.config.residual else None,
+                float(times[b, t]),
+                decoder,
+                native.pointer(rgb, b, t),
+            )
+            self._library.run("decode", self._isa, call)
+        return rgb
+
+
+def _indices(times: Tensor) -> list[tuple[int, int]]:
+    return [(b, t) for b in range(times.shape[0]) for t in range(times.shape[1])]
+
+
+def _axis(axis: Axis) -> native.Axis:
+    return native.Axis(
+        axis.inputs,
+        axis.outputs,
+        axis.cells.data_ptr(),
+        axis.relative.data_ptr(),
+        axis.positions.data_ptr(),
+        axis.origin,
+        axis.step,
+        axis.flow_unit,
+    )

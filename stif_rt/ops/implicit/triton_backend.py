@@ -1,0 +1,273 @@
+"""The two passes as fused Triton kernels (``triton_kernels.py``), for NVIDIA GPUs from Turing on.
+
+A frame is two launches, a pair's projections one matrix product; nothing waits for the device.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stif_rt.geometry import Box, Geometry, in_output_pixels
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
+
+OLDEST = (7, 5)
+WIDE = 256
+PADDED = 16
+"""Width of the last hidden layers, and of a last layer with few outputs, as in the kernels."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Launch configuration of one kernel. Nothing of it changes the result by more than rounding.
+
+    rows, columns: output pixels of a tile. part: columns of a 256-wide layer that are worked on at a time.
+    warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
+    """
+
+    rows: int
+    columns: int
+    part: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "SLICE": self.part}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
+
+@dataclass(frozen=True)
+class Launches:
+    implicit: Launch
+    decode: Launch
+
+
+# A program of 64 pixels holds the 256-wide layer's 64 x 256 sums in registers, 128 a thread with 4 warps, and hands its
+# rows from product to product without leaving a warp. What is measured is the assembler's report (kernel_report).
+PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in registers: 16 pixels are what fits
+AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
+HOPPER = Launch(8, 8, 32, 8, 2, registers=128)  # two warp groups share the sums: 2 blocks, so 16 warps hide latency
+BLACKWELL = Launch(8, 8, 32, 8, 2)  # sums lie in tensor memory, of which the decoder takes all
+EIGHT_WARPS = Launch(8, 8, 32, 8, 2)  # where the assembler spills the decoder's registers with 4 warps
+
+LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
+    {
+        (75, True): Launches(PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
+        (80, True): Launches(AMPERE, AMPERE),
+        (86, True): Launches(AMPERE, EIGHT_WARPS),
+        (90, True): Launches(HOPPER, HOPPER),
+        (100, True): Launches(BLACKWELL, BLACKWELL),
+        (120, True): Launches(AMPERE, EIGHT_WARPS),  # Ampere's matrix instructions
+        (75, False): Launches(PLAIN, PLAIN),
+    }
+)
+"""By the first compute capability that a line is meant for, and whether operands have 16 bits."""
+INTERPRETED = Launches(Launch(32, 64, 64, 4, 1), Launch(32, 64, 64, 4, 1))
+"""For Triton's interpreter, whose cost is per program."""
+
+
+def launches(capability: tuple[int, int], dtype: torch.dtype) -> Launches:
+    """The configurations for a GPU."""
+    number, half = 10 * capability[0] + capability[1], dtype != torch.float32
+    return LAUNCHES[max((first, is_half) for first, is_half in LAUNCHES if is_half == half and first <= number)]
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, slowly, to test them."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" and not interpreted():
+        return f"Triton's kernels need an NVIDIA GPU, and this device is {device.type!r}"
+    if torch.version.hip is not None:
+        return "the kernels hold instructions of NVIDIA GPUs, and this PyTorch is built for AMD's"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; PyTorch's CUDA build brings it"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST:
+            return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 7.5 or later"
+        if dtype == torch.bfloat16 and capability < (8, 0):
+            return "the GPU is older than bfloat16 (compute capability 8.0); use float16 or float32"
+    return None
+
+
+def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
+    chosen = INTERPRETED
+    if device.type == "cuda":
+        chosen = launches(torch.cuda.get_device_capability(device), dtype)
+    with torch.no_grad():
+        return TritonKernels(fold(functions.to(device).float(), TURNS), dtype, chosen)
+
+
+@dataclass(frozen=True)
+class PackedSiren:
+    """One network as the kernels read it: matrices in the dtype, vectors in float32 (see ``triton_kernels``)."""
+
+    matrices: Tensor
+    vectors: Tensor
+
+
+def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
+    located = network.local is not None and network.local.shape[1] == 2
+    matrices: list[Tensor] = []
+    vectors = [network.time, network.bias]
+    if network.local is not None:
+        columns = network.local.T  # [inputs, 64]
+        (vectors if located else matrices).append(columns)
+    for weight, bias in network.hidden:
+        matrices.append(weight.T)
+        vectors.append(bias)
+    weight, bias = network.output
+    empty = -len(weight) % PADDED
+    vectors.append(F.pad(bias, (0, empty)))
+    if len(weight) == 3:
+        vectors.append(weight)
+    else:
+        matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
+    return PackedSiren(
+        torch.cat([matrix.reshape(-1) for matrix in matrices]).to(dtype),
+        torch.cat([vector.reshape(-1) for vector in vectors]),
+    )
+
+
+class TritonKernels:
+    """See the module's docstring, and ``Kernels`` for the shapes."""
+
+    def __init__(self, weights: FoldedWeights, dtype: torch.dtype, launches: Launches) -> None:
+        self.config = weights.config
+        self.dtype = dtype
+        self.launches = launches
+        networks = (weights.sif, weights.tif, weights.decoder)
+        self.sif, self.tif = (None if n is None else pack(n, dtype) for n in networks[:2])
+        self.decoder = pack(weights.decoder, dtype)
+        self.counts = [0 if n is None else len(n.projections) for n in networks]
+        columns = [weight.T for n in networks if n is not None for weight in n.projections]
+        self.projections = torch.stack(columns).to(dtype)  # [maps, 198, 64]
+
+    def project(self, features: Tensor, frames: Tensor) -> Projections:
+        B, _, _, h, w = features.shape
+        pixels = torch.cat((features.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
+        maps = pixels.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
+        sif, tif, decoder = maps.view(-1, B, h, w, CHANNELS).split(self.counts)
+        images = frames.movedim(2, -1).float().contiguous()
+        return Projections(tuple(sif), tuple(tif), tuple(decoder), images)
+
+    def implicit(
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+    ) -> tuple[Tensor | None, Tensor | None]:
+        shape = (*times.shape, box.height, box.width)
+        feature = None if self.sif is None else times.new_empty((*shape, CHANNELS), dtype=self.dtype)
+        flow = None if self.tif is None else times.new_empty((*shape, 4))
+        located = self.tif if self.sif is None else self.sif
+        if located is None:
+            return None, None
+        (located_map,) = projections.tif if self.sif is None else projections.sif
+        tif, tif_map = (located, located_map) if self.tif is None else (self.tif, projections.tif[0])
+        vertical, horizontal = geometry.vertical, geometry.horizontal
+        launch(
+            "implicit_kernel",
+            self.launches.implicit,
+            box,
+            times,
+            located_map=located_map,
+            tif_map=tif_map,
+            located_weights=located.matrices,
+            located_vectors=located.vectors,
+            tif_weights=tif.matrices,
+            tif_vectors=tif.vectors,
+            **{f"{name}_y": getattr(vertical, name) for name in ("cells", "relative", "positions")},
+            **{f"{name}_x": getattr(horizontal, name) for name in ("cells", "relative", "positions")},
+            feature=feature,
+            flow=flow,
+            h=geometry.inputs[0],
+            w=geometry.inputs[1],
+            SIF=feature is not None,
+            TIF=flow is not None,
+        )
+        return feature, None if flow is None else in_output_pixels(flow, geometry)
+
+    def decode(
+        self,
+        projections: Projections,
+        feature: Tensor | None,
+        flow: Tensor | None,
+        times: Tensor,
+        geometry: Geometry,
+        region: Box,
+        box: Box,
+        output: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
+        size = (region.height, region.width)
+        shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
+        out = times.new_empty(shape, dtype=output)
+        maps = projections.decoder or (None, None)
+        vertical, horizontal = geometry.vertical, geometry.horizontal
+        launch(
+            "decode_kernel",
+            self.launches.decode,
+            region,
+            times,
+            feature=feature,
+            decoder_map0=maps[0],
+            decoder_map1=maps[1],
+            frames=projections.frames,
+            flow=flow,
+            weights=self.decoder.matrices,
+            vectors=self.decoder.vectors,
+            out=out,
+            h=geometry.inputs[0],
+            w=geometry.inputs[1],
+            H=geometry.outputs[0],
+            W=geometry.outputs[1],
+            box_top=box.top,
+            box_left=box.left,
+            box_height=box.height,
+            box_width=box.width,
+            origin_y=vertical.origin,
+            step_y=vertical.step,
+            origin_x=horizontal.origin,
+            step_x=horizontal.step,
+            FEATURE=feature is not None,
+            FLOW=flow is not None,
+            AGGREGATION=self.config.aggregation,
+            RESIDUAL=self.config.residual,
+        )
+        return out
+
+
+def launch(name: str, configuration: Launch, box: Box, times: Tensor, **arguments: object) -> None:
+    """Runs a kernel over the pixels of ``box`` at all times."""
+    from stif_rt.ops.implicit import triton_kernels
+
+    tiles = -(-box.height // configuration.rows) * -(-box.width // configuration.columns)
+    with torch.cuda.device_of(times):
+        getattr(triton_kernels, name)[(tiles, times.numel())](
+            **arguments,
+            times=times,
+            times_per_pair=times.shape[1],
+            top=box.top,
+            left=box.left,
+            height=box.height,
+            width=box.width,
+            wide=WIDE,
+            **configuration.constants,
+            **configuration.options,
+        )

@@ -1,0 +1,223 @@
+"""The native CPU library (``csrc/cpu``) through ctypes: which instruction sets it has, which of them run here.
+
+The library is built at installation where there is a C++ compiler. It knows nothing of PyTorch or Python, so one build
+serves every version of both.
+"""
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).parent / "libstif_rt_cpu.so"
+FORCED = "STIF_RT_CPU_ISA"
+"""Environment variable that forces one instruction set."""
+
+
+class Linear(ctypes.Structure):
+    _fields_ = (("packed", c_void_p), ("inputs", c_int32), ("outputs", c_int32))
+
+
+class Siren(ctypes.Structure):
+    _fields_ = (("local", Linear), ("hidden", Linear * 5), ("hidden_count", c_int32), ("start", c_void_p))
+
+
+class Axis(ctypes.Structure):
+    _fields_ = (
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("cells", c_void_p),
+        ("relative", c_void_p),
+        ("positions", c_void_p),
+        ("origin", c_float),
+        ("step", c_float),
+        ("flow_unit", c_float),
+    )
+
+
+class Box(ctypes.Structure):
+    _fields_ = tuple((name, c_int64) for name in ("top", "left", "height", "width"))
+
+
+class Implicit(ctypes.Structure):
+    _fields_ = (
+        ("vertical", Axis),
+        ("horizontal", Axis),
+        ("box", Box),
+        ("nearest_map", c_void_p),
+        ("bilinear_map", c_void_p),
+        ("relative", c_void_p),
+        ("first", Siren),
+        ("second", Siren),
+        ("feature", c_void_p),
+        ("flow", c_void_p),
+    )
+
+
+class Decode(ctypes.Structure):
+    _fields_ = (
+        ("vertical", Axis),
+        ("horizontal", Axis),
+        ("region", Box),
+        ("box", Box),
+        ("feature", c_void_p),
+        ("flow", c_void_p),
+        ("maps", c_void_p * 2),
+        ("frames", c_void_p),
+        ("time", c_float),
+        ("decoder", Siren),
+        ("rgb", c_void_p),
+    )
+
+
+class DeformConv(ctypes.Structure):
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("groups", c_int32),
+        ("x", c_void_p),
+        ("offset", c_void_p),
+        ("mask", c_void_p),
+        ("x_stride", c_int64),
+        ("offset_stride", c_int64),
+        ("mask_stride", c_int64),
+        ("out_stride", c_int64),
+        ("convolution", Linear),
+        ("out", c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set. index: the library's number for it. dtype: what it computes products in."""
+
+    index: int
+    name: str
+    dtype: torch.dtype
+    unavailable: str | None
+
+
+class Library:
+    """The loaded library. Raises OSError where the file cannot be loaded or was built from other sources."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))  # releases the GIL during calls
+        if not hasattr(library, "stif_rt_sizes"):
+            raise OSError(f"{path} is not the native library of this version: install again")
+        sizes = (c_int64 * 3)()
+        library.stif_rt_sizes(sizes)
+        if list(sizes) != [ctypes.sizeof(call) for call in (Implicit, Decode, DeformConv)]:
+            raise OSError(f"{path} was built from another version of the sources: install again")
+        for name, result, *arguments in (
+            ("isa_count", c_int32),
+            ("isa_name", c_char_p, c_int32),
+            ("isa_bfloat16", c_int32, c_int32),
+            ("isa_unavailable", c_char_p, c_int32),
+            ("packed_bytes", c_int64, c_int32, c_int32, c_int32),
+            ("pack", None, c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p),
+            ("run_implicit", c_int32, c_int32, POINTER(Implicit), c_int32),
+            ("run_decode", c_int32, c_int32, POINTER(Decode), c_int32),
+            ("run_deform_conv", c_int32, c_int32, POINTER(DeformConv), c_int32),
+            ("run_sine", None, c_int32, c_void_p, c_void_p, c_int64),
+        ):
+            function = getattr(library, f"stif_rt_{name}")
+            function.restype, function.argtypes = result, arguments
+        self._library = library
+        self.isas = [
+            Isa(
+                index,
+                library.stif_rt_isa_name(index).decode(),
+                torch.bfloat16 if library.stif_rt_isa_bfloat16(index) else torch.float32,
+                None if (reason := library.stif_rt_isa_unavailable(index)) is None else reason.decode(),
+            )
+            for index in range(library.stif_rt_isa_count())
+        ]
+
+    def pack(self, isa: Isa, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weights [outputs, inputs] and bias [outputs], float32, in the order in which ``isa`` reads them."""
+        outputs, inputs = weight.shape
+        weight = weight.float().contiguous()
+        bias = None if bias is None else bias.float().contiguous()
+        size = self._library.stif_rt_packed_bytes(isa.index, inputs, outputs)
+        packed = torch.empty(size, dtype=torch.uint8, device="cpu")  # PyTorch aligns to 64 bytes
+        start = None if bias is None else bias.data_ptr()
+        self._library.stif_rt_pack(isa.index, weight.data_ptr(), start, inputs, outputs, packed.data_ptr())
+        return packed
+
+    def run(self, name: str, isa: Isa, call: Implicit | Decode | DeformConv) -> None:
+        """Runs ``implicit``, ``decode`` or ``deform_conv`` on as many threads as PyTorch would use."""
+        if getattr(self._library, f"stif_rt_run_{name}")(isa.index, call, torch.get_num_threads()):
+            raise MemoryError(f"the native {name} could not get the memory it works with")
+
+    def sine(self, isa: Isa, x: Tensor) -> Tensor:
+        """sin(2 pi x) of a contiguous float32 tensor, as the kernels compute it."""
+        y = torch.empty_like(x)
+        self._library.stif_rt_run_sine(isa.index, x.data_ptr(), y.data_ptr(), x.numel())
+        return y
+
+
+@functools.cache
+def load() -> Library | str:
+    """The library that came with the package, or why there is none."""
+    if not LIBRARY.exists():
+        return "the native library was not built; it needs GCC or Clang (pip install -v says what went wrong)"
+    try:
+        return Library(LIBRARY)
+    except OSError as error:
+        return f"the native library cannot be loaded: {error}"
+
+
+def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
+    """The library and the best instruction set that computes in ``dtype`` here, or why there is none.
+
+    The environment variable STIF_RT_CPU_ISA leaves only the one it names. Raises ValueError where the library has none
+    of that name, and RuntimeError, with the reason, where it cannot run here.
+    """
+    library = load()
+    if isinstance(library, str):
+        return library
+    forced = os.environ.get(FORCED)
+    names = [isa.name for isa in library.isas]
+    if forced and forced not in names:
+        raise ValueError(f"{FORCED} is {forced!r}; the library has {', '.join(names)}")
+    candidates = [isa for isa in library.isas if isa.name == forced or (not forced and isa.dtype == dtype)]
+    reasons = []
+    for isa in candidates:
+        if isa.dtype != dtype:
+            reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {_name(isa.dtype)}")
+        elif isa.unavailable and forced:
+            raise RuntimeError(f"{FORCED} asks for {forced}, but {isa.unavailable}")
+        elif isa.unavailable:
+            reasons.append(f"{isa.name}: {isa.unavailable}")
+        else:
+            return library, isa
+    return "; ".join(reasons) or f"the native code computes in float32 or bfloat16, not in {_name(dtype)}"
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 units that the library can use."""
+    return not isinstance(choose(torch.bfloat16), str)
+
+
+def pointer(tensor: Tensor | None, *index: int) -> int | None:
+    """The address of ``tensor[index]``, or None for a tensor that is missing."""
+    return None if tensor is None else tensor[index].data_ptr()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def cpu_features() -> str:
+    """The instruction sets that matter for matrix products and sines, as the operating system names them."""
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux: what PyTorch uses
+        return torch.backends.cpu.get_cpu_capability()
+    return ", ".join(name for name in wanted if name in words) or "none of note"

@@ -1,0 +1,92 @@
+"""CUDA C++ sources of ``csrc/cuda`` compiled at run time by NVRTC, and kept on disk. Needs no GPU."""
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def find_source(name: str) -> Path:
+    """The source ``csrc/cuda/NAME``: a wheel holds a copy beside this module, a checkout has the file itself."""
+    packaged = Path(__file__).with_name(name)
+    return packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / "csrc" / "cuda" / name
+
+
+@functools.cache
+def unavailable_reason() -> str | None:
+    """Why CUDA C++ cannot be compiled here, or None."""
+    try:
+        from cuda.bindings import driver, nvrtc  # noqa: F401
+    except ImportError as error:
+        return f"cuda.bindings cannot be imported ({error}); it comes with PyTorch's CUDA build"
+    try:
+        checked(nvrtc.nvrtcVersion())
+    except RuntimeError as error:
+        return f"NVRTC cannot be loaded: {error}"
+    return None
+
+
+def compile_source(source_file: Path, architecture: str) -> bytes:
+    """CUDA C++ compiled by NVRTC: a cubin for an architecture like ``sm_86``, PTX for one like ``compute_80``.
+
+    Needs no GPU. Kept on disk under the hash of source, architecture and compiler. Raises RuntimeError with the
+    compiler's own words.
+    """
+    from cuda.bindings import nvrtc
+
+    source = source_file.read_bytes()
+    version = checked(nvrtc.nvrtcVersion())
+    key = hashlib.sha256(b"%s %s %s" % (source, architecture.encode(), str(version).encode())).hexdigest()[:32]
+    cached = _cache_folder() / f"{source_file.stem}-{architecture}-{key}"
+    if cached.is_file():
+        return cached.read_bytes()
+
+    (program,) = checked(nvrtc.nvrtcCreateProgram(source, source_file.name.encode(), 0, [], []))
+    options = [b"--gpu-architecture=" + architecture.encode(), b"--std=c++17"]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        (size,) = checked(nvrtc.nvrtcGetProgramLogSize(program))
+        words = b" " * size
+        checked(nvrtc.nvrtcGetProgramLog(program, words))
+        reason = words.decode(errors="replace")
+        raise RuntimeError(f"NVRTC cannot compile {source_file.name} for {architecture}: {reason}")
+    get_size, get = (
+        (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        if architecture.startswith("sm_")
+        else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    )
+    (size,) = checked(get_size(program))
+    code = b" " * size
+    checked(get(program, code))
+    checked(nvrtc.nvrtcDestroyProgram(program))
+    _store(cached, code)
+    return code
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "stif-rt"
+
+
+def _store(path: Path, code: bytes) -> None:
+    """Whole or not at all: several processes may store the same file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(code)
+        os.replace(file.name, path)
+    except OSError as error:
+        log.warning("the compiled kernel cannot be kept for the next time: %s", error)
+
+
+def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call to CUDA returns after its status. Raises RuntimeError for a status that is not success."""
+    status, *rest = result
+    if status.value != 0:
+        raise RuntimeError(f"CUDA: {status.name}")
+    return tuple(rest)

@@ -1,0 +1,38 @@
+"""Deformable convolution: shapes, inputs, and the definition as a loop."""
+
+import itertools
+import math
+
+import torch
+
+SHAPES = [(1, 4, 2, 5, 6, 3), (2, 8, 8, 4, 3, 8), (1, 6, 1, 1, 1, 2), (1, 4, 4, 1, 7, 4)]
+
+
+def naive(x, offset, mask, weight, bias):
+    """The definition, one multiplication at a time, in float64."""
+    B, C, h, w = x.shape
+    groups = mask.shape[1] // 9
+    out = bias.double().view(1, -1, 1, 1).repeat(B, 1, h, w)
+    for b, c, i, j, k in itertools.product(range(B), range(C), range(h), range(w), range(9)):
+        g = c // (C // groups)
+        y = i + k // 3 - 1 + float(offset[b, 18 * g + 2 * k, i, j])
+        x_ = j + k % 3 - 1 + float(offset[b, 18 * g + 2 * k + 1, i, j])
+        value = 0.0
+        for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x_), math.floor(x_) + 1)):
+            if 0 <= row < h and 0 <= column < w:
+                value += (1 - abs(y - row)) * (1 - abs(x_ - column)) * float(x[b, c, row, column])
+        out[b, :, i, j] += weight[:, c, k // 3, k % 3].double() * float(mask[b, 9 * g + k, i, j]) * value
+    return out
+
+
+def inputs(B, C, groups, h, w, outputs, spread=3.0):
+    torch.manual_seed(0)
+    offset = torch.randn(B, groups * 18, h, w) * spread
+    offset[:, ::7] = offset[:, ::7].round()  # whole pixels, and positions exactly on the border
+    return (
+        torch.randn(B, C, h, w),
+        offset,
+        torch.rand(B, groups * 9, h, w),
+        torch.randn(outputs, C, 3, 3),
+        torch.randn(outputs),
+    )
