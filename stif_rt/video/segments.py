@@ -16,7 +16,7 @@ import av.container
 from stif_rt.video.workspace import Workspace, flush_to_disk
 
 SEGMENT_FRAMES = 256
-"""Output frames of a segment: as many as x264 leaves between key frames, so that cutting there costs next to nothing."""
+"""Output frames of a segment: what x264 leaves between key frames, so that cutting there costs next to nothing."""
 
 T = TypeVar("T")
 
