@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from videos import picture
+from helpers.videos import picture
 
 from stif_rt.video import segments, workspace
 from stif_rt.video.reader import read_image
