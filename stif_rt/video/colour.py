@@ -1,0 +1,297 @@
+"""Video frames to RGB tensors and back: matrix, range, bit depth, chroma siting and alpha, exactly, on any device.
+
+The numbers for matrices, primaries and transfer functions are those of ITU-T H.273, which FFmpeg uses too. RGB here is
+the signal as it is coded (gamma, PQ or HLG); ``tonemap.py`` changes that.
+"""
+
+import functools
+import threading
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import av.logging
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stif_rt.video.planes import Layout, layout, pack, unpack
+from stif_rt.video.resampling import enlarge, reduce
+
+IDENTITY, BT709, UNSPECIFIED, BT470BG, SMPTE170M, YCGCO, BT2020 = 0, 1, 2, 5, 6, 8, 9
+PQ, HLG = 16, 18
+LIMITED, FULL = 1, 2
+LUMA_WEIGHTS = {
+    BT709: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    BT470BG: (0.299, 0.114),
+    SMPTE170M: (0.299, 0.114),
+    7: (0.212, 0.087),
+    BT2020: (0.2627, 0.0593),
+}
+"""Weights of red and blue in luma, by matrix."""
+HIGHEST_SD = 576
+"""Lines up to which players take an untagged picture for BT.601, and for BT.709 above."""
+SITINGS = {
+    "left": (None, 0),
+    "center": (None, None),
+    "topleft": (0, 0),
+    "top": (0, None),
+    "bottomleft": (1, 0),
+    "bottom": (1, None),
+}
+"""Where the first chroma sample lies, (down, across), in luma steps from the first luma sample; None: in the middle."""
+CENTRED_CODECS = {"mjpeg", "mjpegb", "ljpeg", "webp", "mpeg1video", "theora", "h261", "h263", "flv1"}
+"""Codecs that put chroma samples between the luma samples, where the stream does not say."""
+
+
+class Picture(NamedTuple):
+    """A picture.
+
+    Attributes:
+        rgb: float32 [3, h, w] in [0, 1].
+        alpha: float32 [h, w] in [0, 1], not multiplied into ``rgb``; None where everything is opaque.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How a video's values stand for colours.
+
+    Attributes:
+        matrix: From RGB to Y'CbCr; ``IDENTITY`` for RGB.
+        primaries: Chromaticities of red, green, blue and white.
+        transfer: Transfer characteristics.
+        full_range: Whether the values use their whole range, rather than 16 to 235 (of 255).
+        siting: Where subsampled chroma lies, a key of ``SITINGS``.
+        bits: Of a value; 32 for floating point.
+        grey: Whether there is no colour.
+        alpha: Whether there is transparency.
+    """
+
+    matrix: int = BT709
+    primaries: int = BT709
+    transfer: int = BT709
+    full_range: bool = False
+    siting: str = "left"
+    bits: int = 8
+    grey: bool = False
+    alpha: bool = False
+
+    @property
+    def hdr(self) -> bool:
+        return self.transfer in (PQ, HLG)
+
+
+def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
+    """What a decoded frame says about its colours; where it is silent, what players assume.
+
+    Args:
+        frame: The first frame of a stream: asking for the chroma siting takes longer than converting a frame.
+        codec: FFmpeg's name of the codec, such as ``h264``.
+    """
+    name = frame.format.name
+    kept = layout(name)
+    rgb = kept.rgb if kept else frame.format.is_rgb or name == "pal8"
+    grey = kept.grey if kept else name.startswith("mono")
+    subsampled = kept.subsampling != (1, 1) if kept else "422" in name
+    jpeg = name.startswith("yuvj") or codec in ("mjpeg", "webp")
+    matrix = frame.colorspace
+    if rgb:
+        matrix = IDENTITY
+    elif matrix not in LUMA_WEIGHTS and matrix not in (IDENTITY, YCGCO):
+        bt601 = jpeg or frame.height <= HIGHEST_SD
+        wide = frame.color_primaries == BT2020 or matrix in (10, 14)
+        matrix = BT2020 if wide else SMPTE170M if bt601 else BT709
+    if frame.color_range in (LIMITED, FULL):
+        full_range = frame.color_range == FULL
+    else:
+        full_range = rgb or grey or jpeg
+    siting = chroma_siting(frame) if subsampled else None
+    if siting is None:
+        siting = "center" if name.startswith("yuvj") or codec in CENTRED_CODECS else "left"
+    return Colour(
+        matrix=matrix,
+        primaries=frame.color_primaries,
+        transfer=frame.color_trc,
+        full_range=full_range,
+        siting=siting,
+        bits=max(component.bits for component in frame.format.components) if name != "pal8" else 8,
+        grey=grey,
+        alpha=kept.alpha if kept else name == "pal8",
+    )
+
+
+_showinfo_lock = threading.Lock()
+
+
+def chroma_siting(frame: av.VideoFrame) -> str | None:
+    """Where the frame is tagged to have its chroma samples, a key of ``SITINGS``; None where it does not say.
+
+    PyAV does not hand this field out, but FFmpeg's filter ``showinfo`` prints it.
+    """
+    graph, base = av.filter.Graph(), frame.time_base or Fraction(1, 25)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
+    graph.link_nodes(source, graph.add("showinfo", "checksum=0"), graph.add("buffersink")).configure()
+    with _showinfo_lock:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        try:
+            with av.logging.Capture() as messages:
+                graph.push(frame)
+                graph.pull()
+        finally:
+            av.logging.set_level(level)
+    for _, _, message in messages:
+        words = message.split()
+        tags = [word.removeprefix("cl:") for word in words if word.startswith("cl:")]
+        if tags:
+            return tags[0] if tags[0] in SITINGS else None
+    return None
+
+
+def to_rgb(frame: av.VideoFrame, colour: Colour, device: torch.device | str = "cpu") -> Picture:
+    """The picture of a frame. Values beyond black and white are cut off.
+
+    Args:
+        frame: In any pixel format that FFmpeg knows.
+        colour: What ``describe`` said of the stream's first frame.
+        device: Where the tensors shall be; planes are moved there before they are converted.
+    """
+    kept, components = unpack(frame, device)
+    alpha = None
+    if "a" in components:
+        alpha = _dequantised(components.pop("a"), kept, Quantisation(0, _largest(kept.bits))).clamp_(0, 1)
+        if bool((alpha == 1).all()):
+            alpha = None
+    luma, chroma = quantisation(kept.bits, colour.full_range or kept.floating)
+    if kept.rgb or colour.matrix == IDENTITY:
+        red, green, blue = (components[c] for c in ("rgb" if kept.rgb else "vyu"))
+        rgb = torch.stack([_dequantised(plane, kept, luma) for plane in (red, green, blue)])
+        return Picture(rgb.clamp_(0, 1), alpha)
+    y = _dequantised(components["y"], kept, luma)
+    if kept.grey:
+        return Picture(y.clamp_(0, 1).expand(3, *y.shape), alpha)
+    first = _first_sample(colour.siting, kept)
+    h, w = y.shape
+    u, v = (
+        enlarge(enlarge(_dequantised(components[c], kept, chroma), 0, h, kept.subsampling[0], first[0]),
+                1, w, kept.subsampling[1], first[1])
+        for c in "uv"
+    )  # fmt: skip
+    rgb = y.new_empty(3, h, w)
+    for plane, (_, from_u, from_v) in zip(rgb, to_rgb_matrix(colour.matrix).tolist(), strict=True):
+        if not from_u:
+            torch.add(y, v, alpha=from_v, out=plane)
+        else:
+            torch.add(y, u, alpha=from_u, out=plane)
+            if from_v:
+                plane.add_(v, alpha=from_v)
+    return Picture(rgb.clamp_(0, 1), alpha)
+
+
+def from_rgb(picture: Picture, colour: Colour, pixel_format: str) -> av.VideoFrame:
+    """A frame of a pixel format, tagged with ``colour``.
+
+    Args:
+        picture: On any device. Its alpha is dropped where the format has none; see ``flatten``.
+        colour: Of the frame; its ``bits`` and ``alpha`` do not matter here, ``grey`` makes chroma neutral.
+        pixel_format: One that ``planes.layout`` knows.
+    """
+    kept = layout(pixel_format)
+    if kept is None:
+        raise ValueError(f"pixel format {pixel_format} cannot be written")
+    rgb = picture.rgb
+    luma, chroma = quantisation(kept.bits, colour.full_range or kept.floating)
+    components = {}
+    if kept.alpha:
+        alpha = picture.alpha if picture.alpha is not None else rgb.new_ones(rgb.shape[1:])
+        components["a"] = _quantised(alpha, kept, Quantisation(0, _largest(kept.bits)))
+    if kept.rgb or (colour.matrix == IDENTITY and not kept.grey):
+        for letter, plane in zip("rgb" if kept.rgb else "vyu", rgb, strict=True):
+            components[letter] = _quantised(plane, kept, luma)
+    else:
+        rows = np.linalg.inv(to_rgb_matrix(BT709 if colour.matrix == IDENTITY else colour.matrix)).tolist()
+        components["y"] = _quantised(_mixed(rgb, rows[0]), kept, luma)
+        first = _first_sample(colour.siting, kept)
+        for letter, row in zip("uv", [] if kept.grey else rows[1:], strict=False):
+            if colour.grey:
+                h, w = (-(-n // step) for n, step in zip(rgb.shape[1:], kept.subsampling, strict=True))
+                small = rgb.new_zeros(h, w)
+            else:
+                small = reduce(_mixed(rgb, row), 0, kept.subsampling[0], first[0])
+                small = reduce(small, 1, kept.subsampling[1], first[1]).clamp_(-0.5, 0.5)
+            components[letter] = _quantised(small, kept, chroma)
+    frame = pack(components, pixel_format, (rgb.shape[1], rgb.shape[2]))
+    frame.colorspace = IDENTITY if kept.rgb else BT709 if colour.matrix == IDENTITY and kept.grey else colour.matrix
+    frame.color_range = FULL if colour.full_range else LIMITED
+    frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
+    return frame
+
+
+def flatten(picture: Picture) -> Tensor:
+    """The picture laid on black: float32 [3, h, w]."""
+    return picture.rgb if picture.alpha is None else picture.rgb * picture.alpha
+
+
+class Quantisation(NamedTuple):
+    """A signal s is stored as offset + scale * s."""
+
+    offset: float
+    scale: float
+
+
+def quantisation(bits: int, full_range: bool) -> tuple[Quantisation, Quantisation]:
+    """Of luma (and RGB) in [0, 1], and of chroma in [-0.5, 0.5]."""
+    if full_range:
+        return Quantisation(0, _largest(bits)), Quantisation(2 ** (bits - 1), _largest(bits))
+    step = 2 ** (bits - 8)
+    return Quantisation(16 * step, 219 * step), Quantisation(128 * step, 224 * step)
+
+
+@functools.cache
+def to_rgb_matrix(matrix: int) -> NDArray[np.float64]:
+    """[3, 3]: RGB from Y' in [0, 1] and both chroma signals in [-0.5, 0.5]."""
+    if matrix == YCGCO:
+        return np.array([[1, -1, 1], [1, 1, 0], [1, -1, -1]], dtype=np.float64)
+    red, blue = LUMA_WEIGHTS[matrix]
+    green = 1 - red - blue
+    from_u, from_v = 2 * (1 - blue), 2 * (1 - red)
+    return np.array([[1, 0, from_v], [1, -blue * from_u / green, -red * from_v / green], [1, from_u, 0]])
+
+
+def _largest(bits: int) -> int:
+    return 2**bits - 1
+
+
+def _dequantised(values: Tensor, kept: Layout, quantised: Quantisation) -> Tensor:
+    if kept.floating:
+        return values.float()
+    signal = values.to(torch.float32, copy=True)
+    return signal.sub_(quantised.offset).div_(quantised.scale)
+
+
+def _quantised(signal: Tensor, kept: Layout, quantised: Quantisation) -> Tensor:
+    if kept.floating:
+        return signal.float()
+    values = (signal * quantised.scale).add_(quantised.offset + 0.5).clamp_(0, _largest(kept.bits))
+    return values.to(torch.uint8 if kept.bits == 8 else torch.int32)
+
+
+def _mixed(rgb: Tensor, weights: list[float]) -> Tensor:
+    red, green, blue = weights
+    return (rgb[0] * red).add_(rgb[1], alpha=green).add_(rgb[2], alpha=blue)
+
+
+def _first_sample(siting: str, kept: Layout) -> tuple[float, float]:
+    """Position of the first chroma sample, (down, across), in luma samples from the first luma sample."""
+    down, across = (
+        (step - 1) * (0.5 if place is None else place)
+        for place, step in zip(SITINGS[siting], kept.subsampling, strict=True)
+    )
+    return down, across
