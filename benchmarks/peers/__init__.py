@@ -4,39 +4,97 @@ They share their blocks with ``stif_rt.model.encoder``, and so its deformable co
 ``python -m benchmarks.peers`` prints their sizes beside the paper's.
 """
 
-from collections.abc import Callable
+import datetime
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.peers import basicvsr, dain, liif, qvi, super_slomo
 from benchmarks.peers.edvr import EDVR
-from benchmarks.peers.super_slomo import SuperSloMo, published_parameters
 from benchmarks.peers.tmnet import TMNet
 from benchmarks.peers.zooming_slowmo import ZoomingSlowMo
-from stif_rt.model.checkpoints import read_checkpoint
+from stif_rt.model.checkpoints import check_parameters, parameters_of, read_checkpoint, read_content
 from stif_rt.model.stif import STIF
 
 
 @dataclass(frozen=True)
 class Peer:
-    """paper: millions of parameters in the paper's Table 1. remark: what explains the difference."""
+    """A network of the paper's tables.
+
+    paper: millions of parameters in the paper's Table 1. remark: what explains the difference. file: what its authors
+    call the published weights. unpack: finds the parameters in such a file's content.
+    """
 
     label: str
     build: Callable[[], nn.Module]
-    paper: float
+    paper: float | None
     remark: str
+    file: str
+    unpack: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
 
 PEERS = {
-    "stif": Peer("STIF", STIF, 11.31, "counts 334,083 parameters of Zooming SlowMo's head, which STIF never runs"),
-    "zooming_slowmo": Peer("Zooming SlowMo", ZoomingSlowMo, 11.10, "equal"),
-    "tmnet": Peer("TMNet", TMNet, 12.26, "equal"),
-    "super_slomo": Peer(
-        "Super SloMo", SuperSloMo, 19.8, "the paper counts one of its two U-Nets; running it needs both"
+    "stif": Peer(
+        "STIF",
+        STIF,
+        11.31,
+        "counts 334,083 parameters of Zooming SlowMo's head, which STIF never runs",
+        "latest_G.pth",
     ),
-    "edvr": Peer("EDVR", EDVR, 20.7, "equal: the large model for Vimeo-90K (128 channels, 7 frames)"),
+    "zooming_slowmo": Peer("Zooming SlowMo", ZoomingSlowMo, 11.10, "equal", "xiang2020zooming.pth"),
+    "tmnet": Peer("TMNet", TMNet, 12.26, "equal", "tmnet_multiple_frames.pth"),
+    "super_slomo": Peer(
+        "Super SloMo",
+        super_slomo.SuperSloMo,
+        19.8,
+        "the paper counts one of its two U-Nets; running it needs both",
+        "SuperSloMo.ckpt",
+        super_slomo.published_parameters,
+    ),
+    "qvi": Peer("QVI", qvi.QVI, 29.2, "equal", "model.pt"),
+    "dain": Peer(
+        "DAIN",
+        dain.DAIN,
+        24.0,
+        "equal; 66 of them never run, and 14,144 stored statistics are not counted",
+        "best.pth",
+        dain.published_parameters,
+    ),
+    "edvr": Peer(
+        "EDVR",
+        EDVR,
+        20.7,
+        "equal: the large model for Vimeo-90K (128 channels, 7 frames)",
+        "EDVR_L_x4_SR_Vimeo90K_official-162b54e4.pth",
+    ),
+    "basicvsr": Peer(
+        "BasicVSR",
+        basicvsr.BasicVSR,
+        6.3,
+        "equal: 64 channels, 30 blocks, SPyNet included",
+        "BasicVSR_Vimeo90K_BIx4-2a29695a.pth",
+        basicvsr.published_parameters,
+    ),
+    "liif_edsr": Peer(
+        "LIIF (EDSR-baseline)",
+        liif.liif_edsr,
+        None,
+        "not in Table 1; its authors say 1.6 M, 24 of which never run",
+        "edsr-baseline-liif.pth",
+        liif.published_parameters,
+    ),
+    "liif_rdn": Peer(
+        "LIIF (RDN)",
+        liif.liif_rdn,
+        None,
+        "not in Table 1; its authors say 22.3 M",
+        "rdn-liif.pth",
+        liif.published_parameters,
+    ),
 }
 
 
@@ -45,21 +103,31 @@ def parameters(network: nn.Module) -> int:
 
 
 def load_peer(name: str, path: Path) -> nn.Module:
-    """The network with a published file's weights, on the CPU. Raises ValueError where they do not fit.
+    """The network with a published file's weights, on the CPU.
 
-    Files that hold code are not loaded.
+    Args:
+        name: One of ``PEERS``.
+        path: A file as its authors publish it, or the bare parameters, as ``.safetensors`` too. Code that a file holds
+            is never run.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: Where it holds no parameters, or others than this network's.
     """
-    network = PEERS[name].build()
-    state: dict[str, Tensor]
-    if name == "super_slomo" and path.suffix != ".safetensors":
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = published_parameters(content) if "state_dictFC" in content else content
-    else:
+    peer = PEERS[name]
+    network = peer.build()
+    if path.suffix == ".safetensors" or not path.is_file():
         state, _ = read_checkpoint(path)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {PEERS[name].label}: {error}") from error
+    else:
+        with torch.serialization.safe_globals([datetime.datetime]):  # QVI's files tell when they were written
+            content = read_content(path)
+        try:
+            state = parameters_of(path, peer.unpack(content) if isinstance(content, Mapping) else content)
+        except ValueError as error:
+            message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            raise ValueError(f"{message} (wanted: {peer.label}, published as {peer.file})") from error
+    check_parameters(path, network.state_dict(), state, peer.label)
+    network.load_state_dict(state)
     return network
 
 
@@ -69,5 +137,6 @@ def size_table() -> str:
     for peer in PEERS.values():
         with torch.device("meta"):  # sizes only
             count = parameters(peer.build())
-        lines.append(f"| {peer.label} | {count:,} | {peer.paper} M | {peer.remark} |")
+        paper = "" if peer.paper is None else f"{peer.paper} M"
+        lines.append(f"| {peer.label} | {count:,} | {paper} | {peer.remark} |")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import FEATURES, IMAGES
 from stif_rt.model.stif import STIF
 
-CONTAINERS = ("state_dict", "params", "model")
+CONTAINERS = ("state_dict", "model_state_dict", "params", "model")
 """Keys under which files keep the parameters, if not at the top."""
 
 
@@ -35,7 +35,7 @@ def load_model(path: Path) -> STIF:
         raise ValueError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = STIF(config)
-    _check_parameters(path, model.state_dict(), state)
+    check_parameters(path, model.state_dict(), state)
     model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return model.requires_grad_(True)
 
@@ -56,16 +56,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config | None]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
         return state, config
+    content = read_content(path)
+    return parameters_of(path, content), _stored_config(content)
+
+
+def read_content(path: Path) -> object:
+    """What a ``.pth`` file holds, without running code from it. Raises ValueError where that is not possible."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # malformed bytes make the unpickler fail in any way
         raise ValueError(
             f"{path} is not a checkpoint of plain tensors; files that hold code are not loaded ({error})"
         ) from error
-    return _parameters(path, content), _stored_config(content)
 
 
-def _parameters(path: Path, content: object) -> dict[str, Tensor]:
+def parameters_of(path: Path, content: object) -> dict[str, Tensor]:
+    """Parameters by published name, of a file's content. Raises ValueError where there are none."""
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -104,7 +110,10 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
     )
 
 
-def _check_parameters(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_parameters(
+    path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], network: str = "its network"
+) -> None:
+    """Raises ValueError, saying all that is wrong, where the parameters are not exactly those expected."""
     problems = [
         ("missing", sorted(set(expected) - set(found))),
         ("unexpected", sorted(set(found) - set(expected))),
@@ -120,7 +129,7 @@ def _check_parameters(path: Path, expected: Mapping[str, Tensor], found: Mapping
     ]
     said = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems if names]
     if said:
-        raise ValueError(f"{path} does not fit its network. " + "; ".join(said))
+        raise ValueError(f"{path} does not fit {network}. " + "; ".join(said))
 
 
 def _shorten(names: list[str], most: int = 5) -> str:

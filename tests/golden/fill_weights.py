@@ -7,11 +7,33 @@ so that activations stay of order one and deformable offsets reach a few pixels.
 """
 
 import math
+import re
 import zlib
 
 import numpy as np
 
 SIREN_OMEGA = 30.0
+
+# BasicVSR, LIIF, QVI and DAIN: module name (whole match) -> factor on its weight and bias, a power of two.
+FACTORS = {
+    r"spynet\.basic_module\.\d\.basic_module\.8": 2.0**-1,  # flow residuals: flows of a few pixels
+    r"(backward|forward)_trunk\.main\.2\.\d+\.conv2": 2.0**-3,  # ends of residual branches
+    r"encoder\.body\.\d+\.body\.2": 2.0**-3,
+    r"encoder\.RDBs\.\d+\.LFF": 2.0**-3,
+    # QVI: PWC-Net's features and correlations near one, flows of a few pixels; then the U-Net and the mask.
+    r"flownet\.moduleExtractor\.module((One|Thr|Fiv|Six)\.0|Six\.2)": 2.0,
+    r"flownet\.module\w+\.moduleUpfeat": 2.0**-3,
+    r"flownet\.module(Thr|Fou|Fiv|Six)\.moduleSix\.0": 2.0**-1,
+    r"refinenet\.down[1-5]\.conv1": 2.0,
+    r"masknet\.conv3": 2.0**2,
+    # DAIN: its PWC-Net likewise, and the correction of the blend.
+    r"flownets\.conv(1a|3a|5a|6aa|6a)\.0": 2.0,
+    r"flownets\.upfeat\d": 2.0**-3,
+    r"flownets\.(predict_flow[2-6]|dc_conv7)": 2.0**-1,
+    r"rectifyNet\.block5\.0": 2.0**-2,
+}
+# Buffers with fixed values.
+CONSTANTS = {"spynet.mean": (0.485, 0.456, 0.406), "spynet.std": (0.229, 0.224, 0.225)}
 
 
 def fill(shapes, seed=0):
@@ -21,13 +43,24 @@ def fill(shapes, seed=0):
 
 
 def _draw(name, shape, fan_in, seed):
+    if name in CONSTANTS:
+        return np.array(CONSTANTS[name], dtype=np.float32).reshape(shape)
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     module, _, kind = name.rpartition(".")
-    return (rng.uniform(-1.0, 1.0, shape) * _bound(module, kind, fan_in[module])).astype(np.float32)
+    if kind == "running_mean":
+        return rng.uniform(-0.1, 0.1, shape).astype(np.float32)
+    if kind == "running_var" or (kind == "weight" and len(shape) == 1):  # batch normalisation
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    bound = _bound(module, kind, fan_in[module]) * _factor(module)
+    return (rng.uniform(-1.0, 1.0, shape) * bound).astype(np.float32)
+
+
+def _factor(module):
+    return next((factor for pattern, factor in FACTORS.items() if re.fullmatch(pattern, module)), 1.0)
 
 
 def _bound(module, kind, n):
-    if "imnet" in module:  # SIREN layers: first layer 1/n, the others sqrt(6/n)/omega
+    if "_imnet" in module:  # SIREN layers: first layer 1/n, the others sqrt(6/n)/omega
         first = module.endswith("net.0.linear")
         if kind == "bias":
             return 1.0 / math.sqrt(n)
