@@ -82,7 +82,7 @@ def _decode(path: Path, target: Path, downscale: float) -> list[tuple[int, int]]
         size = (round(reader.height / downscale), round(reader.width / downscale))
         cuts, count, before = [0], 0, None
         _write_header(file, (0, *size, 3))
-        for _, _, frame in reader:
+        for _, _, frame, _ in reader:
             after = thumbnail(frame)
             if before is not None and is_cut(before, after):
                 cuts.append(count)

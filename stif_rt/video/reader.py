@@ -1,16 +1,31 @@
-"""Frames with their exact times from a video file or a folder of images."""
+"""Pictures with their exact times from a video file, an animated image or a folder of images.
 
+``open_reader`` gives a ``Reader``. What is wrong with the input costs as little as possible and is said in
+``reader.notices``: a packet that cannot be decoded, a size that changes, a file that ends early.
+"""
+
+import bisect
+import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
+import av.container
 import numpy as np
+import torch
+import torch.nn.functional as F
 from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
+
+from stif_rt.video.notices import Notices
+from stif_rt.video.timing import Continuity, measured_rate, pts_are_invented, timeline
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv"}
@@ -22,44 +37,96 @@ MATRICES = {
     9: getattr(Colorspace, "BT2020", Colorspace.ITU709),  # PyAV before 18 does not name it
 }
 """Conversion by the YCbCr matrix a stream is tagged with (ITU-T H.273, MatrixCoefficients)."""
+PROBE = 16
+"""Pictures that are decoded when a file is opened, to learn its size and what its timestamps are worth."""
+LUMA_SIZE = 64
+"""Largest side of the small luma planes that scene cuts are found in."""
+PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "libjxl"}
+"""Decoders of still pictures; a stream of a single one beside sound or a moving picture is a cover."""
+DURATION_IN_HEADER = ("mov", "matroska", "avi", "asf", "flv")
+"""Demuxers whose duration is written in the file rather than found at its end."""
+SEEK_FROM = 2
+"""Seconds; what starts earlier is reached by decoding from the beginning."""
+SEEKABLE = ("mov", "matroska")
+"""Demuxers whose seeks can be checked: all pictures have presentation times, and an index says where they are."""
+MAX_READ_ERRORS = 100
+"""Errors in a row, without a packet between them, after which the rest of a file is given up."""
 
 Image = NDArray[np.uint8]
 """One picture: RGB, uint8 [height, width, 3]."""
 
 
 class Frame(NamedTuple):
-    """A picture and when it is shown, in seconds."""
+    """A picture and when it is shown.
+
+    start, end: seconds after the start of the input's first picture; a frame ends where the next one starts.
+    luma: its brightness, shrunk to at most ``LUMA_SIZE`` a side, uint8 [h, w]; scene cuts are found in it. None where
+        it is yet to be computed from the image.
+    """
 
     start: Fraction
     end: Fraction
     image: Image
+    luma: NDArray[np.uint8] | None = None
 
 
 class Reader(Protocol):
-    """An open input, to be closed; an iterator over its frames in the order they are shown.
+    """An open input, to be closed. Iterating gives all frames in the order they are shown, every time.
 
-    rate: frames per second. frames: how many there are, None where the file does not say.
+    path: the file or folder.
+    height, width: of every picture, upright.
+    rate: frames per second, as measured where the file's own word is wrong.
+    frames, duration: how many frames and seconds there are, None where the file does not say. Estimates: damaged files
+        hold fewer.
     sample_aspect_ratio: width of a pixel over its height, None where the input does not say.
+    origin: when the first picture is shown on the file's own clock, seconds; what its sound is shifted by.
+    notices: what went wrong so far; those about the middle of a file come while it is read.
     """
 
+    path: Path
     height: int
     width: int
     rate: Fraction
     frames: int | None
+    duration: Fraction | None
     sample_aspect_ratio: Fraction | None
+    origin: Fraction
+    notices: Notices
 
     def __iter__(self) -> Iterator[Frame]: ...
+
+    def read(self, start: Fraction, end: Fraction | None = None, context: int = 0) -> Iterator[Frame]:
+        """Frames from the one that is shown at ``start`` to the first that starts at ``end`` or later, both included.
+
+        The times and pictures are those of a run from the beginning, exactly. Several such iterators may run at once,
+        in different threads too.
+
+        Args:
+            start: seconds after the first picture.
+            end: None for the end of the input.
+            context: number of frames to give besides, before and after those (as far as there are any).
+        """
+        ...
+
     def close(self) -> None: ...
 
 
-def open_reader(path: Path, rate: Fraction = Fraction(24)) -> Reader:
-    """Opens a video file or a folder of images. rate: frames per second of a folder, which has none of its own.
+def open_reader(path: Path, rate: Fraction = Fraction(24), notices: Notices | None = None) -> Reader:
+    """Opens a video file, an animated image or a folder of images.
 
-    Raises FileNotFoundError, or ValueError for something that holds no pictures.
+    Args:
+        path: the file or folder.
+        rate: frames per second of a folder, which has none of its own.
+        notices: where to collect what is wrong with the input; ``Notices(strict=True)`` makes that errors.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: for something that holds no pictures.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    return ImageReader(path, rate) if path.is_dir() else VideoReader(path)
+    notices = Notices() if notices is None else notices
+    return ImageReader(path, rate, notices) if path.is_dir() else VideoReader(path, notices)
 
 
 def to_rgb(frame: av.VideoFrame) -> Image:
@@ -69,104 +136,391 @@ def to_rgb(frame: av.VideoFrame) -> Image:
     return np.ascontiguousarray(np.rot90(rgb, round(_rotation(frame) / 90) % 4))
 
 
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) that ``to_rgb`` gives."""
+    return (frame.width, frame.height) if round(_rotation(frame) / 90) % 2 else (frame.height, frame.width)
+
+
 def _rotation(frame: av.VideoFrame) -> float:
     """Degrees counter-clockwise by which the file asks to turn the picture."""
     return frame.rotation
 
 
-def _time(frame: av.VideoFrame) -> Fraction | None:
-    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+def _frame(start: Fraction, end: Fraction, picture: av.VideoFrame, size: tuple[int, int]) -> Frame:
+    """size: (height, width) that the frame must have; a picture of another one is resized."""
+    image = to_rgb(picture)  # the one place where pictures become arrays
+    if image.shape[:2] != size:
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        resized = F.interpolate(planes.float(), size, mode="bicubic", antialias=True)
+        image = resized[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+    scale = min(1.0, LUMA_SIZE / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    luma = picture.to_ndarray(format="gray", width=width, height=height, interpolation="AREA")
+    return Frame(start, end, image, luma.astype(np.uint8, copy=False))
 
 
-class VideoReader:
-    """The first video stream of a file. start: when its first frame is shown, seconds."""
+class _Shown(NamedTuple):
+    """A picture on the timeline, not converted yet; seconds after the first picture."""
 
-    def __init__(self, path: Path) -> None:
+    start: Fraction
+    end: Fraction
+    picture: Any
+
+
+def _window(shown: Iterable[_Shown], start: Fraction, end: Fraction | None, context: int) -> Iterator[_Shown]:
+    """What ``Reader.read`` promises, from an iterator that begins early enough."""
+    before: deque[_Shown] = deque(maxlen=context + 1)
+    after = 0
+    for item in shown:
+        if item.start <= start:
+            before.append(item)
+            continue
+        yield from before
+        before.clear()
+        yield item
+        after += end is not None and item.start >= end
+        if after > context:
+            return
+    yield from before
+
+
+def open_input(path: Path, notices: Notices) -> av.container.InputContainer:
+    """Opens a media file whatever its name and the encoding of its metadata.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    # FFmpeg takes a relative name with a colon for a URL, and % in the name of an image for a pattern.
+    source: Any = path.open("rb") if path.suffix.lower() in IMAGE_SUFFIXES | {".gif", ".apng"} else str(path.absolute())
+    try:
         try:
-            self.container = av.open(str(path.absolute()))  # a relative name with a colon would be taken for a URL
-        except av.FFmpegError as error:
-            raise ValueError(f"{path} cannot be read as a video: {error.strerror}") from error
-        try:
-            if not self.container.streams.video:
-                raise ValueError(f"{path} has no video stream")
-            stream = self.container.streams.video[0]
-            stream.thread_type = "AUTO"
-            self.rate = stream.guessed_rate or stream.average_rate or Fraction(24)
-            self.frames = stream.frames or None
-            self.sample_aspect_ratio = stream.sample_aspect_ratio
-            self._decoded = self.container.decode(stream)
-            try:
-                first = next(self._decoded, None)
-            except av.FFmpegError as error:
-                raise ValueError(f"{path} cannot be decoded: {error.strerror}") from error
-            if first is None:
-                raise ValueError(f"{path} has a video stream without a frame in it")
-        except ValueError:
+            return av.open(source)
+        except UnicodeDecodeError:
+            notices.add("metadata that is not UTF-8 is read as Latin-1")
+            return av.open(source, metadata_encoding="latin-1")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read as a video: {reason}") from error
+
+
+def choose_video(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The stream to be rendered: the default one, else the largest; never a cover, a thumbnail or a still."""
+    stills = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
+    stills |= av.stream.Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]
+    moving = [s for s in streams if s.frames != 1 or s.codec_context.name not in PICTURE_CODECS]
+    if container.streams.audio or moving:
+        streams = moving  # without sound, a single picture is what there is to be shown
+
+    def rank(stream: av.VideoStream) -> tuple[bool, int]:
+        return bool(stream.disposition & av.stream.Disposition.default), stream.width * stream.height
+
+    return max(streams, key=rank, default=None)
+
+
+class _Picture(NamedTuple):
+    """A decoded picture; pts, dts and duration in ticks of its stream, None (0) where the file does not say."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    frame: av.VideoFrame
+
+
+class _Decoder:
+    """One pass over the pictures of a file. Errors become notices; what they do not touch is decoded.
+
+    end: when the last packet of any stream read so far ends, on the file's clock, seconds.
+    video_end: the same of the chosen stream. first_dts: of its first packet.
+    """
+
+    def __init__(self, path: Path, notices: Notices) -> None:
+        self.notices = notices
+        self.container = open_input(path, notices)
+        stream = choose_video(self.container)
+        if stream is None:
             self.container.close()
-            raise
-        self.path = path
-        self.start = _time(first) or Fraction(0)
-        self._first = first
-        self.height, self.width = to_rgb(first).shape[:2]
-        if self.sample_aspect_ratio and round(_rotation(first) / 90) % 2:
-            self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
+            raise ValueError(f"{path} has no video stream")
+        stream.thread_type = "SLICE"  # threads for whole frames lose the pictures behind a damaged one at the end
+        self.stream = stream
+        self.continuity = Continuity(self.container, notices)
+        self.end = self.video_end = Fraction(0)
+        self.first_dts: int | None = None
+        self._origin: Fraction | None = None
 
-    def __iter__(self) -> Iterator[Frame]:
-        start = None
+    def packets(self) -> Iterator["av.Packet[Any]"]:
+        """All packets of the chosen stream, moved where the file's clock jumps."""
+        errors = 0
+        while errors < MAX_READ_ERRORS:
+            before = self.end
+            try:
+                for packet in self.container.demux():
+                    self.continuity.correct(packet)
+                    chosen = packet.stream_index == self.stream.index
+                    if packet.dts is not None:
+                        end = (packet.dts + (packet.duration or 0)) * packet.time_base
+                        self.end = max(self.end, end)
+                        if chosen:
+                            self.video_end = max(self.video_end, end)
+                            self.first_dts = packet.dts if self.first_dts is None else self.first_dts
+                    if chosen and (packet.dts is not None or packet.pts is not None or packet.size):
+                        yield packet
+                return
+            except av.FFmpegError as error:  # the next call goes on behind what cannot be read
+                self.notices.add(f"a part of the file cannot be read ({error.strerror})", self._place(self.video_end))
+            errors = errors + 1 if self.end == before else 0
+
+    def _place(self, time: Fraction) -> str:
+        return f"{float(time - (self._origin or 0)):.2f} s"
+
+    def _decode(self, packet: "av.Packet[Any] | None") -> list[av.VideoFrame]:
+        """None for the pictures that the decoder still holds at the end."""
         try:
-            for frame in itertools.chain((self._first,), self._decoded):
-                shown = _time(frame)
-                if shown is None:  # formats without timestamps: evenly spaced
-                    shown = self.start if start is None else start + 1 / self.rate
-                if start is not None and shown <= start:
-                    continue  # a repeated or disordered timestamp has no place on the time axis
-                start = shown
-                length = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / self.rate
-                yield Frame(start, start + length, to_rgb(frame))
-        except av.FFmpegError as error:
-            after = "the beginning" if start is None else f"{float(start):.2f} s"
-            raise ValueError(f"{self.path} is damaged after {after}: {error.strerror}") from error
+            return self.stream.codec_context.decode(packet)
+        except av.FFmpegError:
+            time = None if packet is None else packet.dts if packet.pts is None else packet.pts
+            place = self.video_end if time is None or packet is None else time * packet.time_base
+            self.notices.add("a picture cannot be decoded; it is left out", self._place(place))
+            return []
+
+    def pictures(self) -> Iterator[_Picture]:
+        """All pictures in the order they are shown, from where the container stands."""
+        repeats: deque[av.Packet[Any]] = deque()
+        last: av.VideoFrame | None = None
+
+        def repeated(until: int | None) -> Iterator[_Picture]:
+            while repeats and (until is None or (repeats[0].pts or repeats[0].dts or 0) <= until):
+                packet = repeats.popleft()
+                if last is not None:
+                    yield _Picture(packet.pts, packet.dts, packet.duration or 0, last)
+
+        for packet in itertools.chain(self.packets(), (None,)):
+            if packet is not None and not packet.size:  # the picture before is shown again; decoders would stop here
+                repeats.append(packet)
+                continue
+            for frame in self._decode(packet):
+                yield from repeated(frame.pts)
+                if self._origin is None and frame.pts is not None and frame.time_base is not None:
+                    self._origin = frame.pts * frame.time_base
+                last = frame
+                yield _Picture(frame.pts, frame.dts, frame.duration, frame)
+        yield from repeated(None)
 
     def close(self) -> None:
         self.container.close()
 
 
-class ImageReader:
-    """The images of a folder in the order of their names, all of one size."""
+class VideoReader:
+    """A video file or an animated image."""
 
-    sample_aspect_ratio: Fraction | None = None
-
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        files = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-        self.paths = sorted(files, key=_natural)
-        if not self.paths:
-            raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        self.rate = rate
-        self.frames: int | None = len(self.paths)
-        self.height, self.width = read_image(self.paths[0]).shape[:2]
+    def __init__(self, path: Path, notices: Notices) -> None:
+        self.path, self.notices = path, notices
+        with contextlib.closing(_Decoder(path, notices)) as decoder:
+            stream = decoder.stream
+            self._demuxer = decoder.container.format.name
+            self._time_base = stream.time_base or Fraction(1, 1000)
+            probe = list(itertools.islice(decoder.pictures(), PROBE))
+            if not probe:
+                raise ValueError(f"{path} has a video stream without a picture that can be decoded")
+            self._use_dts = pts_are_invented([p.pts for p in probe], [p.dts for p in probe])
+            self._dts_delay = (probe[0].dts or 0) - (decoder.first_dts or 0)
+            times = sorted(time for time, _, _ in self._timed(probe) if time is not None)
+            nominal = stream.guessed_rate or stream.average_rate
+            rate = measured_rate(times, nominal)
+            if rate != nominal:  # the whole file knows better than its beginning
+                rate = measured_rate([time * self._time_base for time in self._packet_times[0]], nominal)
+            self.rate = rate or Fraction(24)
+            self.origin = next(timeline(self._timed(probe), 1 / self.rate))[0]
+            self.frames = stream.frames or None
+            self.duration = self._declared_duration(decoder)
+            picture = probe[0].frame
+            self.height, self.width = upright_size(picture)
+            self.sample_aspect_ratio = stream.sample_aspect_ratio
+            if self.sample_aspect_ratio and (self.height, self.width) != (picture.height, picture.width):
+                self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
 
     def __iter__(self) -> Iterator[Frame]:
-        for number, path in enumerate(self.paths):
-            image = read_image(path)
-            if image.shape[:2] != (self.height, self.width):
-                h, w = image.shape[:2]
-                raise ValueError(f"{path} is {w}x{h}, but the folder's first image is {self.width}x{self.height}")
-            yield Frame(number / self.rate, (number + 1) / self.rate, image)
+        return self.read(Fraction(0))
+
+    def read(self, start: Fraction, end: Fraction | None = None, context: int = 0) -> Iterator[Frame]:
+        """See ``Reader.read``."""
+        decoder = None
+        try:
+            if start > SEEK_FROM and (found := self._seek(start, context)):
+                decoder, pictures = found
+            else:
+                decoder = _Decoder(self.path, self.notices)
+                pictures = decoder.pictures()
+            shown = (
+                _Shown(begin - self.origin, finish - self.origin, picture)
+                for begin, finish, picture in timeline(self._timed(pictures), 1 / self.rate)
+            )
+            for item in _window(shown, start, end, context):
+                height, width = upright_size(item.picture)
+                if (height, width) != (self.height, self.width):
+                    text = f"pictures of {width}x{height} are resized to {self.width}x{self.height}, as the first one"
+                    self.notices.add(text, f"{float(item.start):.2f} s")
+                yield _frame(*item, (self.height, self.width))
+            self._check_end(decoder)
+        finally:
+            if decoder is not None:
+                decoder.close()
 
     def close(self) -> None:
-        pass
+        """Nothing to do: every iterator closes its own file."""
+
+    def _timed(self, pictures: Iterable[_Picture]) -> Iterator[tuple[Fraction | None, Fraction, av.VideoFrame]]:
+        """Pictures with the better of their two timestamps, as ``timeline`` takes them."""
+        for picture in pictures:
+            ticks = picture.pts
+            if self._use_dts:
+                ticks = None if picture.dts is None else picture.dts - self._dts_delay
+            yield None if ticks is None else ticks * self._time_base, picture.duration * self._time_base, picture.frame
+
+    @cached_property
+    def _packet_times(self) -> tuple[list[int], bool]:
+        """Ticks at which the packets of the stream are shown, ascending; and whether pictures are shown just then."""
+        with contextlib.closing(_Decoder(self.path, Notices())) as decoder:
+            packets = [p for p in decoder.packets() if not p.is_discard]
+            times = [p.dts if p.pts is None or self._use_dts else p.pts for p in packets]
+            ticks = sorted(time for time in times if time is not None)
+            exact = not decoder.continuity.jumps and not self._use_dts and all(p.size for p in packets)
+            return ticks, exact and all(p.pts is not None for p in packets) and len(set(ticks)) == len(ticks)
+
+    def _seek(self, start: Fraction, context: int) -> tuple[_Decoder, Iterator[_Picture]] | None:
+        """A pass that begins early enough for ``read``, or None where only the beginning is sure to be."""
+        if not self._demuxer.startswith(SEEKABLE):
+            return None
+        ticks, exact = self._packet_times
+        first = bisect.bisect_right(ticks, (self.origin + start) / self._time_base) - 1 - context
+        if not exact or first <= 0:
+            return None
+        decoder = _Decoder(self.path, self.notices)
+        with contextlib.suppress(av.FFmpegError):
+            decoder.container.seek(ticks[first], stream=decoder.stream)
+            pictures = itertools.dropwhile(lambda picture: not picture.frame.key_frame, decoder.pictures())
+            key = next(pictures, None)
+            if key is not None and key.pts is not None and key.pts <= ticks[first] and key.pts in ticks:
+                return decoder, itertools.chain((key,), pictures)
+        decoder.close()
+        return None
+
+    def _declared_duration(self, decoder: _Decoder) -> Fraction | None:
+        if decoder.stream.duration:
+            return decoder.stream.duration * self._time_base
+        duration = decoder.container.duration
+        return None if not duration else Fraction(duration, av.time_base) - max(self.origin, Fraction(0))
+
+    def _check_end(self, decoder: _Decoder) -> None:
+        """Says so where a file that was read to its end is shorter than its header promises."""
+        if decoder.continuity.jumps or not self._demuxer.startswith(DURATION_IN_HEADER):
+            return
+        promised = Fraction(decoder.container.duration or 0, av.time_base)
+        there, tolerance = decoder.end, Fraction(1, 2)
+        stream = decoder.stream
+        if self._demuxer.startswith("mov") and stream.duration and stream.start_time is not None:
+            promised = (stream.start_time + stream.duration) * self._time_base
+            there, tolerance = decoder.video_end, max(Fraction(1, 10), 2 / self.rate)
+        if there < promised - tolerance:
+            self.notices.add(f"the file ends early: {float(there):.2f} of {float(promised):.2f} s are there")
+
+
+class ImageReader:
+    """The images of a folder in the order of their names, ``rate`` a second. All are looked at before the first one."""
+
+    sample_aspect_ratio: Fraction | None = None
+    origin = Fraction(0)
+
+    def __init__(self, path: Path, rate: Fraction, notices: Notices) -> None:
+        self.path, self.rate, self.notices = path, rate, notices
+        files = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        paths = sorted(files, key=_natural)
+        if not paths:
+            raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        with ThreadPoolExecutor() as pool:
+            checked = list(zip(paths, pool.map(_check_image, paths), strict=True))
+        good = [(number, file) for number, (file, size) in enumerate(checked) if not isinstance(size, str)]
+        if not good:
+            raise ValueError(f"{path} holds no image that can be read; {paths[0].name}: {checked[0][1]}")
+        sizes = [size for _, size in checked if not isinstance(size, str)]
+        self.height, self.width = sizes[0]
+        for file, size in checked:
+            if isinstance(size, str):
+                notices.add(f"{size}; the image is left out", file.name)
+            elif size != sizes[0]:
+                text = f"an image of {size[1]}x{size[0]} is resized to {self.width}x{self.height}, as the first one"
+                notices.add(text, file.name)
+        starts = [(number - good[0][0]) / rate for number, _ in good]
+        self.duration: Fraction | None = (len(paths) - good[0][0]) / rate
+        self._shown = [
+            _Shown(*item) for item in zip(starts, [*starts[1:], self.duration], [f for _, f in good], strict=True)
+        ]
+        self.frames: int | None = len(good)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.read(Fraction(0))
+
+    def read(self, start: Fraction, end: Fraction | None = None, context: int = 0) -> Iterator[Frame]:
+        """See ``Reader.read``."""
+        for begin, finish, file in _window(self._shown, start, end, context):
+            yield _frame(begin, finish, _read_picture(file), (self.height, self.width))
+
+    def close(self) -> None:
+        """Nothing to do: no file is open between two frames."""
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2.png before 10.png."""
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def _read_picture(path: Path) -> av.VideoFrame:
+    """Raises ValueError, saying why, where the file is not an image or not a whole one."""
+    if path.suffix.lower() in (".jpg", ".jpeg") and not jpeg_is_complete(path.read_bytes()):
+        raise ValueError("the JPEG file ends early")  # decoders fill the rest with grey and say nothing
+    with path.open("rb") as file:  # by name, % would be taken for a pattern
+        try:
+            with av.open(file, "r") as container:
+                return next(container.decode(video=0))
+        except (av.FFmpegError, StopIteration, IndexError) as error:
+            raise ValueError("the file cannot be read as an image") from error
+
+
+def _check_image(path: Path) -> tuple[int, int] | str:
+    """(height, width), or what is wrong with the file."""
+    try:
+        return upright_size(_read_picture(path))
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def jpeg_is_complete(data: bytes) -> bool:
+    """Whether the file holds its end marker, that of the picture itself and not of a preview inside."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xD9:
+            return True
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:  # compressed data follow, up to the next marker that is not a restart
+            match = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search(data, position)
+            if match is None:
+                return False
+            position = match.start()
+    return data[position : position + 2] == b"\xff\xd9"
 
 
 def read_image(path: Path) -> Image:
-    """One image file. Raises ValueError where it is not one."""
+    """One image file: RGB, upright, uint8 [height, width, 3].
+
+    Raises:
+        ValueError: where it is not one, or not a whole one.
+    """
     try:
-        with av.open(str(path.absolute())) as container:
-            return to_rgb(next(container.decode(video=0)))
-    except (av.FFmpegError, StopIteration, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as an image") from error
+        return to_rgb(_read_picture(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error

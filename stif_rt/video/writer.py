@@ -67,8 +67,9 @@ def video_writer(
     """
     temporary = path.absolute().with_name(f".{path.stem}.part{path.suffix}")
     if sound is not None and path.suffix.lower() in (".mp4", ".m4v"):
-        audio = sound.container.streams.audio
-        if audio and audio[0].codec_context.name.startswith("pcm"):
+        with av.open(str(sound.path.absolute())) as source:
+            pcm = any(audio.codec_context.name.startswith("pcm") for audio in source.streams.audio[:1])
+        if pcm:
             raise ValueError(f"uncompressed audio cannot be stored in {path.suffix}; write .mkv, or give --no-audio")
     try:
         with av.open(str(temporary), "w") as container:
@@ -147,7 +148,7 @@ def _copied_audio(container: av.container.OutputContainer, source: VideoReader) 
         for packet in file.demux(stream):
             if packet.dts is None or packet.pts is None:  # the demuxer's end mark
                 continue
-            shift = round(source.start / packet.time_base)
+            shift = round(source.origin / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             packet.stream = copy
             yield packet
