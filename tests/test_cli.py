@@ -146,13 +146,15 @@ def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, arguments, said):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_damage_midway_leaves_no_output(monkeypatch, capsys, tmp_path, weights):
+def test_damage_midway_is_said_and_costs_its_place_only(monkeypatch, capsys, tmp_path, weights):
     source = write_images(tmp_path / "in", [picture(0), picture(1)])
     (source / "zzz.png").write_bytes(b"broken")
-    status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "out.mp4", "--weights", weights)
-    assert status == 1
-    assert "zzz.png cannot be read" in err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "weights"]
+    status, _, err = call(
+        monkeypatch, capsys, "render", source, tmp_path / "out.mp4", "--weights", weights, "--scale", 1
+    )
+    assert status == 0, err
+    assert "zzz.png: the file cannot be read as an image; it is left out" in err
+    assert len(read(tmp_path / "out.mp4")[1]) == 3
 
 
 def test_sound_that_does_not_fit_is_explained(monkeypatch, capsys, tmp_path, weights):

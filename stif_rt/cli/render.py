@@ -59,6 +59,9 @@ def render(
         with target as writer, progress_bar() as progress:
             task = progress.add_task("rendering", total=total)
             written = render_frames(runtime, reader, writer, (H, W), rate, lambda: progress.advance(task))
+        notices = list(reader.notices)
+    for notice in notices:
+        console.print(f"warning: {notice}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {written} frames to {output}", highlight=False, markup=False)
 
 

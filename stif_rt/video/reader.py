@@ -446,7 +446,7 @@ class ImageReader:
         self.height, self.width = sizes[0]
         for file, size in checked:
             if isinstance(size, str):
-                notices.add(f"{size}; the image is left out", file.name)
+                notices.add(f"{size}; it is left out", file.name)
             elif size != sizes[0]:
                 text = f"an image of {size[1]}x{size[0]} is resized to {self.width}x{self.height}, as the first one"
                 notices.add(text, file.name)
