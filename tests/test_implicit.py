@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 RUNNABLE = [
     name for name, module in BACKENDS.items() if module.unavailable_reason(Config(), CPU, torch.float32) is None
 ]
-"""Triton's kernels among them where its interpreter is on; ``test_triton.py`` runs this file so."""
+"""Triton's kernels among them where its interpreter is on; ``test_implicit_triton.py`` runs this file so."""
 
 
 @pytest.mark.parametrize("backend", RUNNABLE)
