@@ -6,14 +6,16 @@ the signal as it is coded (gamma, PQ or HLG); ``tonemap.py`` changes that.
 
 import functools
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import av.logging
 import numpy as np
 import torch
+from av.buffer import Buffer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,6 +74,8 @@ class Colour:
         bits: Of a value; 32 for floating point.
         grey: Whether there is no colour.
         alpha: Whether there is transparency.
+        mastering: FFmpeg's AVMasteringDisplayMetadata of HDR; None where the stream has none.
+        light_level: FFmpeg's AVContentLightMetadata.
     """
 
     matrix: int = BT709
@@ -82,6 +86,8 @@ class Colour:
     bits: int = 8
     grey: bool = False
     alpha: bool = False
+    mastering: bytes | None = None
+    light_level: bytes | None = None
 
     @property
     def hdr(self) -> bool:
@@ -112,6 +118,10 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
         full_range = frame.color_range == FULL
     else:
         full_range = rgb or grey or jpeg
+    try:
+        mastering, light_level = side_data(frame, "MASTERING_DISPLAY_METADATA"), side_data(frame, "CONTENT_LIGHT_LEVEL")
+    except LookupError:  # photographs with EXIF, which have neither
+        mastering = light_level = None
     siting = chroma_siting(frame) if subsampled else None
     if siting is None:
         siting = "center" if name.startswith("yuvj") or codec in CENTRED_CODECS else "left"
@@ -124,7 +134,22 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
         bits=max(component.bits for component in frame.format.components) if name != "pal8" else 8,
         grey=grey,
         alpha=kept.alpha if kept else name == "pal8",
+        mastering=mastering,
+        light_level=light_level,
     )
+
+
+def side_data(frame: av.VideoFrame, kind: str) -> bytes | None:
+    """The bytes of one kind of a frame's side data, None where it has none.
+
+    Raises:
+        LookupError: where PyAV cannot list it, as it does not know another kind that the frame has (EXIF).
+    """
+    try:
+        data = cast("Mapping[str, Buffer]", frame.side_data).get(kind)
+    except ValueError as error:
+        raise LookupError(f"side data of this frame cannot be listed: {error}") from error
+    return None if data is None else bytes(data)
 
 
 _showinfo_lock = threading.Lock()
