@@ -1,43 +1,89 @@
-"""The command line, ``stif-rt``: one file per command."""
+"""The command line, ``stif-rt``: one file per command, imported only when that command is used."""
 
+import importlib
 import logging
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
+from typer.core import TyperCommand, TyperGroup
 
-from stif_rt.cli import bench, evaluate, export, info, render, train
 from stif_rt.cli.terminal import console, run, state
+from stif_rt.version import VERSION
+
+COMMANDS = {
+    "render": ("render.render", "Render a video at another size and frame rate."),
+    "info": ("info.info", "What this machine can run, and why not the rest."),
+    "bench": ("bench.bench", "Measure speed."),
+    "train": ("train.train", "Train a model: the paper's recipe, every number an option."),
+    "eval": ("evaluate.evaluate", "PSNR and SSIM on clips, beside bicubic up-scaling with linear blending."),
+    "export": ("export.export", "Turn weights into a bundle for ONNX Runtime or TensorRT, or into an ONNX file."),
+}
+"""By command: its function or group of commands in this package, and what the list of commands says of it.
+
+Listing them must not import them: ``stif-rt --help`` answers without PyTorch.
+"""
+FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Settings of a command that hands all its arguments on."""
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command's module when the command is used, not when it is listed."""
+
+    _listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        place, summary = COMMANDS[cmd_name]
+        if self._listing:
+            return TyperCommand(cmd_name, help=summary)
+        module, _, name = place.partition(".")
+        commands = getattr(importlib.import_module(f"stif_rt.cli.{module}"), name)
+        if not isinstance(commands, typer.Typer):
+            function = commands
+            commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            commands.command(cmd_name, context_settings=FORWARDING if cmd_name == "export" else None)(function)
+        command = typer.main.get_command(commands)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        super().format_help(ctx, formatter)
+
 
 app = typer.Typer(
+    cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Continuous space-time video super-resolution: any frame rate, any size.",
 )
 
 
+def show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stif-rt {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen, and show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
 ) -> None:
+    from rich.logging import RichHandler
+
     state["verbose"] = verbose
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)]
     )
-
-
-app.command()(render.render)
-app.command()(info.info)
-app.command()(train.train)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(bench.bench, name="bench")
-app.command(
-    "export",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)(export.export)
 
 
 def main() -> Any:

@@ -6,15 +6,24 @@ from typing import Annotated
 
 import typer
 
-from stif_rt.engines import ENGINES
-from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import DTYPES
+NETWORK = "Network"
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("triton", "cpu", "reference")
+ENGINES = ("compiled", "torch")
+"""Names for help, as the modules have them that are too slow to import for it; a test compares."""
 
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help=f"auto (the fastest here), {', '.join(DTYPES)}.")]
-KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.")]
-EncoderOption = Annotated[str, typer.Option(help=f"auto, {', '.join(ENGINES)}; or one that a bundle holds.")]
-Weights = Annotated[Path | None, typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.", rich_help_panel=NETWORK)
+]
+Dtype = Annotated[str, typer.Option(help=f"auto (the fastest here), {', '.join(DTYPES)}.", rich_help_panel=NETWORK)]
+KernelsOption = Annotated[str, typer.Option(help=f"auto, {', '.join(BACKENDS)}.", rich_help_panel=NETWORK)]
+EncoderOption = Annotated[
+    str, typer.Option(help=f"auto, {', '.join(ENGINES)}; or one that a bundle holds.", rich_help_panel=NETWORK)
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.", rich_help_panel=NETWORK),
+]
 
 
 def parse_rate(text: str, option: str) -> Fraction:

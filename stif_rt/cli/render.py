@@ -1,29 +1,106 @@
 """``stif-rt render``."""
 
-import contextlib
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights, parse_rate
-from stif_rt.cli.terminal import console, progress_bar
-from stif_rt.runtime import Runtime, output_size
-from stif_rt.video.plan import count
-from stif_rt.video.reader import VideoReader, open_reader
-from stif_rt.video.render import render_frames
-from stif_rt.video.writer import check_target, image_writer, is_video, video_writer
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
+from stif_rt.cli.progress import Reporter, clock
+from stif_rt.cli.signals import stopped_by_signals
+from stif_rt.video.options import Cancellation, Cancelled, RenderOptions
+
+if TYPE_CHECKING:
+    from stif_rt.runtime import Runtime
+    from stif_rt.video.job import Job
+    from stif_rt.video.run import Rendered
+
+WITH_WARNINGS = 3
+"""Exit status of a render that is complete, but had something to warn of."""
+SIZE, TIME, FILE, RUN = "Size", "Time", "Output file", "Running"
+EPILOG = """
+Examples:
+
+  stif-rt render in.mp4 out.mp4 --scale 4 --fps 60
+
+  stif-rt render in.mp4 slow.mp4 --scale 2 --slow-motion 8 --start 1:05 --end 1:07.5
+
+  stif-rt render *.mov --output upscaled/ --width 1920 --resume
+
+Exit status: 0 done; 1 an error, no output; 2 wrong usage; 3 done, with warnings; 130 stopped by Ctrl-C,
+129 by SIGHUP, 143 by SIGTERM. docs/video.md is the guide.
+"""
+
+
+def option(help: str, *names: str, panel: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def render(
-    input: Annotated[Path, typer.Argument(help="A video file, or a folder of images in the order of their names.")],
-    output: Annotated[Path, typer.Argument(help="A video file (.mp4, .mkv, .mov, .webm), or a folder for PNG images.")],
-    scale: Annotated[float | None, typer.Option(help="Output pixels per input pixel. 4 unless given.")] = None,
-    size: Annotated[str | None, typer.Option(help="Output size WIDTHxHEIGHT, instead of --scale.")] = None,
-    time_scale: Annotated[str | None, typer.Option(help="Output frames per input frame, such as 8 or 5/2.")] = None,
-    fps: Annotated[str | None, typer.Option(help="Output frames per second, such as 60 or 60000/1001.")] = None,
-    input_fps: Annotated[str, typer.Option(help="Frames per second of a folder of images.")] = "24",
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="INPUT... OUTPUT", help="Videos or folders of images; then the output."),
+    ] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        option("A video, or a folder of images in the order of their names.", "--input", "-i", panel=FILE),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option(
+            "A video (.mp4, .mkv, .mov, .webm), or a folder: for PNG images, or for the videos of several inputs.",
+            "--output",
+            "-o",
+            panel=FILE,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, option("Output pixels per input pixel. 4 unless given.", "--scale", "-s", panel=SIZE)
+    ] = None,
+    size: Annotated[str | None, option("WIDTHxHEIGHT, instead of --scale.", panel=SIZE)] = None,
+    width: Annotated[
+        int | None, option("Width; the height keeps the shape, or is --height.", "--width", "-w", panel=SIZE)
+    ] = None,
+    height: Annotated[int | None, option("Height; -1 keeps the shape.", panel=SIZE)] = None,
+    fit: Annotated[
+        str,
+        option(
+            "For a size of another shape: contain (all of it, with black bars; the default), cover (cut off what is "
+            "too much), stretch.",
+            panel=SIZE,
+        ),
+    ] = "contain",
+    region: Annotated[str | None, option("X,Y,WIDTH,HEIGHT of the output: render that part alone.", panel=SIZE)] = None,
+    time_scale: Annotated[
+        str | None,
+        option("Output frames per input frame, such as 8 or 5/2.", "--time-scale", "--multi", "-m", panel=TIME),
+    ] = None,
+    fps: Annotated[
+        str | None,
+        option("Output frames per second, such as 60 or 60000/1001.", "--fps", "--rate", "-r", panel=TIME),
+    ] = None,
+    slow_motion: Annotated[
+        str | None, option("How many times as long as the input the output plays.", panel=TIME)
+    ] = None,
+    input_fps: Annotated[str | None, option("Frames per second of a folder of images; 24.", panel=TIME)] = None,
+    keep_frames: Annotated[
+        bool, option("At --scale 1, show the input's own frames at their times; or render them too.", panel=TIME)
+    ] = True,
+    crf: Annotated[int | None, option("Quality of the video: lower is better; 16.", min=0, max=63, panel=FILE)] = None,
+    audio: Annotated[bool, option("Copy the input's sound.", panel=FILE)] = True,
+    overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
+    resume: Annotated[
+        bool, option("Go on with what an earlier run has finished, whatever ended it.", "--resume", panel=RUN)
+    ] = False,
+    segment_frames: Annotated[
+        int | None, option("Output frames of a segment, which a stop can cost; 256.", min=1, panel=RUN)
+    ] = None,
+    strict: Annotated[bool, option("Make errors of warnings.", "--strict", panel=RUN)] = False,
+    progress: Annotated[
+        str, option("auto (a bar on a terminal, else lines), plain (lines), json (a line each).", panel=RUN)
+    ] = "auto",
+    quiet: Annotated[bool, option("Say nothing but warnings and errors.", "--quiet", "-q", panel=RUN)] = False,
     weights: Weights = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -32,67 +109,189 @@ def render(
     max_memory: Annotated[
         float, typer.Option(min=0, max=2**20, help="GiB of working memory for a frame; larger ones go in pieces.")
     ] = 1,
-    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality of the written video: lower is better.")] = 16,
-    audio: Annotated[bool, typer.Option(help="Copy the input's sound.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Render a video at another size and frame rate."""
-    as_video = is_video(output)
-    check_target(output, input, overwrite)
-    with contextlib.closing(open_reader(input, parse_rate(input_fps, "--input-fps"))) as reader:
-        rate = output_rate(reader.rate, time_scale, fps)
-        H, W = frame_size(reader.height, reader.width, scale, size, even=as_video)
-        runtime = Runtime.load(
-            weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder, max_memory=int(max_memory * 2**30)
-        )
-        if as_video:
-            sound = reader if audio and isinstance(reader, VideoReader) else None
-            aspect = reader.sample_aspect_ratio if size is None else None  # a size of one's own has square pixels
-            target = video_writer(output, (H, W), rate, crf, sound, aspect)
-        else:
-            target = image_writer(output)
-        console.print(
-            f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {float(rate):g}/s, "
-            f"{describe(runtime)}"
-        )
-        total = None if reader.frames is None else count(reader.frames, reader.rate, rate)
-        with target as writer, progress_bar() as progress:
-            task = progress.add_task("rendering", total=total)
-            written = render_frames(runtime, reader, writer, (H, W), rate, lambda: progress.advance(task))
-        notices = list(reader.notices)
-    for notice in notices:
-        console.print(f"warning: {notice}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"wrote {written} frames to {output}", highlight=False, markup=False)
+    reporter = Reporter(progress, quiet)  # type: ignore[arg-type]  # it checks the name
+    tasks = pair_up(paths or [], inputs or [], output)
+    width, height = chosen_size(size, width, height)
+    options = {
+        "scale": scale,
+        "width": width,
+        "height": height,
+        "fit": fit,
+        "region": None if region is None else integers(region, 4, "--region", "X,Y,WIDTH,HEIGHT"),
+        "time_scale": time_scale,
+        "fps": fps,
+        "slow_motion": slow_motion,
+        "input_fps": input_fps,
+        "keep_frames": keep_frames,
+        "audio": audio,
+        "crf": crf,
+        "strict": strict,
+    }
+    if segment_frames is not None:
+        options["segment_frames"] = segment_frames
+    machine = {
+        "device": device,
+        "dtype": dtype,
+        "kernels": kernels,
+        "encoder": encoder,
+        "max_memory": int(max_memory * 2**30),
+    }
+    run = Run(tasks, RenderOptions(**options), weights, machine, overwrite, resume, reporter)  # type: ignore[arg-type]
+    status = run.all()
+    if status:
+        raise typer.Exit(status)
 
 
-def output_rate(input_rate: Fraction, time_scale: str | None, fps: str | None) -> Fraction:
-    """Frames per second of the output, exactly."""
-    if time_scale is not None and fps is not None:
-        raise ValueError("give either --time-scale or --fps, not both")
-    if fps is not None:
-        rate = parse_rate(fps, "--fps")
-    else:
-        rate = input_rate * (1 if time_scale is None else parse_rate(time_scale, "--time-scale"))
-    if max(rate.numerator, rate.denominator) >= 2**31:  # more than files can hold; 59.94005994... becomes 60000/1001
-        rate = rate.limit_denominator(1001)
-    if not 0 < rate < 2**20:
-        raise ValueError(f"the output would have {float(rate):g} frames per second")
-    return rate
+def pair_up(paths: list[Path], inputs: list[Path], output: Path | None) -> list[tuple[Path, Path]]:
+    """(input, output) of every render, from the positional arguments and -i and -o."""
+    sources = [*inputs, *paths]
+    if output is None:
+        if len(paths) + len(inputs) < 2 or not paths:
+            raise typer.BadParameter("give an input and an output; stif-rt render --help has examples")
+        output = sources.pop()
+    if not sources:
+        raise typer.BadParameter("give an input")
+    if len(sources) == 1:
+        return [(sources[0], output)]
+    if output.suffix and not output.is_dir():
+        raise ValueError(f"{len(sources)} inputs need a folder as output, not {output}")
+    from stif_rt.video.writer import CODECS
+
+    def target(source: Path) -> Path:
+        if source.is_dir():
+            return output / source.resolve().name
+        return output / (source.name if source.suffix.lower() in CODECS else f"{source.stem}.mp4")
+
+    tasks = [(source, target(source)) for source in sources]
+    names = [target for _, target in tasks]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two inputs would both become {twice}; render them one by one")
+    return tasks
 
 
-def frame_size(height: int, width: int, scale: float | None, size: str | None, even: bool) -> tuple[int, int]:
-    """(H, W) of the output. Video files need even sides: those of a scale are rounded to even, a size must be."""
-    if size is None:
-        H, W = output_size((height, width), 4 if scale is None else scale, None)
-        return (max(2, 2 * round(H / 2)), max(2, 2 * round(W / 2))) if even else (H, W)
+def chosen_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+    """(width, height) from all the ways to ask for them; None where the input's shape decides."""
+    if size is not None:
+        if width is not None or height is not None:
+            raise ValueError("give either --size or --width and --height, not both")
+        width, height = integers(size.lower().replace("x", ","), 2, "--size", "WIDTHxHEIGHT, such as 1920x1080", size)
+    return (None if width == -1 else width), (None if height == -1 else height)
+
+
+def integers(text: str, count: int, option: str, form: str, original: str | None = None) -> tuple[int, ...]:
+    """``count`` whole numbers with commas between them."""
     try:
-        W, H = (int(side) for side in size.lower().split("x"))
-    except ValueError as error:
-        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 1920x1080") from error
-    if even and (H % 2 or W % 2):
-        raise ValueError(f"--size {size}: sides of a video file must be even (4:2:0 chroma)")
-    return output_size((height, width), scale, (H, W))
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise ValueError(f"{option} {original or text}: give {form}")
+    return numbers
 
 
-def describe(runtime: Runtime) -> str:
-    return f"{runtime.device}, {str(runtime.dtype).removeprefix('torch.')}"
+@dataclass
+class Run:
+    """One call of the command: perhaps several renders with one runtime."""
+
+    tasks: list[tuple[Path, Path]]
+    options: RenderOptions
+    weights: Path | None
+    machine: dict[str, Any]
+    overwrite: bool
+    resume: bool
+    reporter: Reporter
+
+    def all(self) -> int:
+        """Renders everything; returns the exit status."""
+        from stif_rt.runtime import Runtime
+
+        folder = self.tasks[0][1].parent
+        if len(self.tasks) > 1 and folder.parent.is_dir():
+            folder.mkdir(exist_ok=True)
+        runtime: Runtime | None = None
+        failures = warnings = 0
+        with stopped_by_signals(self._announce) as cancel:
+            for source, target in self.tasks:
+                try:
+                    job = self._job(source, target)
+                    runtime = runtime or Runtime.load(self.weights, **self.machine)
+                    warnings += self._one(job, runtime, cancel)
+                except Cancelled:
+                    self._tell_what_is_kept(target)
+                    return 130
+                except SystemExit:
+                    self._tell_what_is_kept(target)
+                    raise
+                except (ValueError, OSError, RuntimeError) as error:
+                    self._tell_what_is_kept(target)
+                    if len(self.tasks) == 1:
+                        raise
+                    failures += 1
+                    self.reporter.say(f"error: {source}: {error}", "error", input=str(source), message=str(error))
+        return 1 if failures else WITH_WARNINGS if warnings else 0
+
+    def _job(self, source: Path, target: Path) -> "Job":
+        from stif_rt.video.job import make_job
+
+        return make_job(source, target, self.options, self.overwrite)
+
+    def _one(self, job: "Job", runtime: "Runtime", cancel: Cancellation) -> int:
+        """One render; returns the number of its warnings."""
+        from stif_rt.video.run import run_job
+
+        self._start(job, runtime)
+        with self.reporter.progress() as watch:
+            rendered = run_job(job, runtime, self.weights, self.overwrite, self.resume, watch, cancel)
+            watch.stop(rendered.frames)
+        for notice in rendered.warnings:
+            self.reporter.warn(notice)
+        self._finish(rendered)
+        return len(rendered.warnings)
+
+    def _start(self, job: "Job", runtime: "Runtime") -> None:
+        reader, (H, W) = job.reader, job.layout.frame
+        rate = float(job.rates.playing)
+        slow = f", {float(job.rates.slowdown):g} times as long" if job.rates.slowdown != 1 else ""
+        dtype = str(runtime.dtype).removeprefix("torch.")
+        self.reporter.say(
+            f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {rate:g}/s{slow}, "
+            f"{runtime.device}, {dtype}",
+            "start",
+            input=str(job.input),
+            output=str(job.output),
+            width=W,
+            height=H,
+            fps=rate,
+            total=job.expected,
+        )
+
+    def _finish(self, rendered: "Rendered") -> None:
+        (H, W), rate, frames = rendered.size, float(rendered.rate), rendered.frames
+        noun = "frame" if frames == 1 else "frames"
+        self.reporter.say(
+            f"wrote {frames} {noun} to {rendered.output}: {W}x{H} at {rate:g}/s, {frames / rate:.2f} s long, "
+            f"in {clock(rendered.seconds)} ({frames / max(rendered.seconds, 1e-9):.2f} frames/s)",
+            "finished",
+            output=str(rendered.output),
+            frames=frames,
+            width=W,
+            height=H,
+            fps=rate,
+            seconds=round(rendered.seconds, 3),
+            warnings=len(rendered.warnings),
+        )
+
+    def _announce(self, text: str) -> None:
+        self.reporter.say(text, "stopping", message=text)
+
+    def _tell_what_is_kept(self, target: Path) -> None:
+        from stif_rt.video.workspace import workspace_path
+
+        folder = workspace_path(target)
+        if folder.is_dir():
+            self.reporter.say(
+                f"what is finished is kept in {folder}; --resume goes on with it", "kept", folder=str(folder)
+            )

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+THREAD_NAME = "stif-rt stage"
+
 PATIENCE = 2.0
 """Seconds that closing waits for the thread; one that is busy for longer ends by itself after its item."""
 
@@ -28,7 +30,7 @@ class Prefetch(Generic[T]):
     def __init__(self, items: Iterable[T], ahead: int) -> None:
         self._queue: queue.Queue[T | _End] = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(items,), name=THREAD_NAME, daemon=True)
         self._thread.start()
 
     def _work(self, items: Iterable[T]) -> None:

@@ -15,9 +15,6 @@ import av.container
 
 from stif_rt.video.workspace import Workspace, flush_to_disk
 
-SEGMENT_FRAMES = 256
-"""Output frames of a segment: what x264 leaves between key frames, so that cutting there costs next to nothing."""
-
 T = TypeVar("T")
 
 
@@ -42,7 +39,7 @@ def write_segments(
     pictures: Iterable[T],
     first: int,
     open_writer: Callable[[Path], AbstractContextManager[Callable[[T], None]]],
-    segment_frames: int = SEGMENT_FRAMES,
+    segment_frames: int,
     between: Callable[[], None] = lambda: None,
 ) -> int:
     """Writes pictures into segment ``first`` and those after it, until there are no more.
@@ -115,8 +112,16 @@ def check_complete(workspace: Workspace, segment_frames: int, frames: int) -> in
     return count
 
 
-def check_segments(workspace: Workspace, rate: Fraction, segment_frames: int, frames: int) -> list[SegmentFile]:
-    """All segments of a finished video, in order. ValueError where one lacks or differs from the rest."""
+def check_segments(
+    workspace: Workspace, rate: Fraction, segment_frames: int, frames: int | None = None
+) -> list[SegmentFile]:
+    """All segments of a finished video, in order. ValueError where one lacks or differs from the rest.
+
+    ``frames``: of the video; None where the segments tell, of which then only the last one may be short.
+    """
+    if frames is None:
+        last = max(workspace.finished())
+        frames = last * segment_frames + inspect(workspace.segment(last), rate).frames
     count = check_complete(workspace, segment_frames, frames)
     files = [inspect(workspace.segment(index), rate) for index in range(count)]
     for index, file in enumerate(files):

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -138,6 +138,22 @@ class VideoWriter:
             self._packet = next(self._audio, None)
 
 
+def copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Callable[[Fraction | None], None]:
+    """Adds the input's sound to a container; returns a function that writes it up to a time, all of it for None."""
+    packets = _copied_audio(container, source)
+    waiting = next(packets, None)
+
+    def mux(until: Fraction | None) -> None:
+        nonlocal waiting
+        while waiting is not None:
+            if until is not None and waiting.dts is not None and waiting.dts * waiting.time_base > until + AUDIO_LEAD:
+                return
+            container.mux(waiting)
+            waiting = next(packets, None)
+
+    return mux
+
+
 def _copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Iterator["av.Packet[Any]"]:
     """The input's audio packets, shifted so that the first video frame is at zero."""
     with av.open(str(source.path.absolute())) as file:
@@ -175,6 +191,21 @@ def image_writer(path: Path) -> Iterator[Writer]:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_images(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Gives a folder of finished images its final name; in a folder that exists, such images are replaced.
+
+    Raises FileExistsError where files have appeared in it and ``overwrite`` is not set.
+    """
+    if target.exists() and any(target.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"{target} has appeared meanwhile; give --overwrite to replace its images")
+        for file in target.glob("frame_*.png"):
+            file.unlink()
+    target.mkdir(exist_ok=True)
+    for file in temporary.iterdir():
+        file.replace(target / file.name)
 
 
 class ImageWriter:

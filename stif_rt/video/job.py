@@ -1,0 +1,116 @@
+"""A job described: one input, one output, and everything that follows from them and the options."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stif_rt.runtime import Runtime, bundled_weights
+from stif_rt.version import VERSION
+from stif_rt.video.layout import Layout, make_layout
+from stif_rt.video.notices import Notices
+from stif_rt.video.options import RenderOptions
+from stif_rt.video.plan import Pair, count, plan
+from stif_rt.video.rates import Rates, output_rates, parse_number
+from stif_rt.video.reader import Reader, open_reader
+from stif_rt.video.render import select
+from stif_rt.video.writer import check_target, is_video
+
+INPUT_FPS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input, one output, and everything that follows from them and the options."""
+
+    input: Path
+    output: Path
+    options: RenderOptions
+    layout: Layout
+    rates: Rates
+    expected: int | None
+    """Output frames by what the input says of itself, which need not be so; None where it says nothing."""
+
+    @property
+    def as_video(self) -> bool:
+        return is_video(self.output)
+
+    @property
+    def suffix(self) -> str:
+        """Of segments."""
+        return self.output.suffix.lower() if self.as_video else ""
+
+    reader: Reader
+    """The open input. Its notices are those of the job."""
+
+    def pairs(self, first: int = 0, last: int | None = None) -> Iterator[Pair]:
+        """The input's pairs for the output frames from ``first`` to ``last``, excluded; None for the end."""
+        return select(plan(self.reader, self.rates.sampling), first, last)
+
+
+def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool = False) -> Job:
+    """Checks everything that can be checked before rendering.
+
+    Raises:
+        FileNotFoundError, FileExistsError: for the input, and for an output that must not be replaced.
+        ValueError: for an input that is no video, and options that cannot be.
+    """
+    as_video = is_video(output)
+    check_target(output, input, overwrite)
+    if options.input_fps is not None and input.is_file():
+        raise ValueError(f"--input-fps is for folders of images; {input} is a file and has a rate of its own")
+    input_fps = parse_number(options.input_fps or INPUT_FPS, "--input-fps")
+    reader = open_reader(input, input_fps, Notices(options.strict))
+    rates = output_rates(reader.rate, options.time_scale, options.fps, options.slow_motion)
+    layout = make_layout(
+        (reader.height, reader.width),
+        options.scale,
+        options.width,
+        options.height,
+        options.fit,
+        options.region,
+        reader.sample_aspect_ratio,
+        even=as_video,
+    )
+    expected = None if reader.frames is None else count(reader.frames, reader.rate, rates.sampling)
+    return Job(input, output, options, layout, rates, expected, reader)
+
+
+def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str, Any]:
+    """What two runs must agree in to work on the same segments, as JSON has it."""
+    source = job.input.resolve()
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    identity = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    description = {
+        "stif-rt": VERSION,
+        "input": str(source),
+        "input files": hashlib.sha256(repr(identity).encode()).hexdigest(),
+        "output": str(job.output.absolute()),
+        "options": asdict(job.options),
+        "weights": _weights_identity(weights),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+    }
+    return json.loads(json.dumps(description, default=str))
+
+
+def _weights_identity(weights: str | Path | None) -> str:
+    """A checksum of a weights file or of the files of a bundle."""
+    path = bundled_weights() if weights is None else Path(weights)
+    checksum = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        checksum.update(file.read_bytes())
+    return checksum.hexdigest()
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """In words, in what two descriptions differ; empty where they are equal."""
+    said = []
+    for key in ours.keys() | theirs.keys():
+        a, b = theirs.get(key), ours.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            said += [f"{name} was {a.get(name)}, is {b.get(name)}" for name in a | b if a.get(name) != b.get(name)]
+        elif a != b:
+            said.append(f"{key} was {a}, is {b}" if key not in ("input files", "weights") else f"{key} changed")
+    return "; ".join(sorted(said))

@@ -1,0 +1,105 @@
+"""What decides the pictures and the sound of a render, and what may stop it or hear of it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from stif_rt.video.layout import Fit
+from stif_rt.video.rates import Number
+
+SEGMENT_FRAMES = 256
+"""What x264 leaves between key frames, so that a segment's border costs next to nothing."""
+SlowAudio = Literal["stretch", "drop"]
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """The options of ``render_video``; the command line's have the same names and meanings.
+
+    Size: ``scale`` is output pixels per input pixel, 4 unless a size is given; ``width`` and ``height`` are a size, of
+    which one is enough; ``fit`` is what becomes of an input of another shape: ``contain``, ``cover`` or ``stretch``;
+    ``region`` is (x, y, width, height) of the output, to render that part alone.
+
+    Time: ``time_scale`` is output frames per input frame, ``fps`` the output's frames per second, ``slow_motion`` how
+    many times as long as the input it plays; ``input_fps`` the frames per second of a folder of images. ``start`` and
+    ``end`` are seconds or "1:02:03.5" of the input. Numbers may be text, such as "24000/1001".
+
+    Pictures: ``keep_frames`` shows the input's own frames, not rendered ones, where the size does not change.
+
+    Sound: ``audio`` copies it; in slow motion, ``slow_audio`` is ``stretch`` (the pitch stays) or ``drop``.
+
+    File: ``codec`` is an encoder's name in FFmpeg, ``crf`` its quality (lower is better), ``preset`` its effort,
+    ``encoder_options`` anything else that it takes.
+
+    ``strict`` makes errors of warnings; ``segment_frames`` is how many output frames a stop can cost.
+    """
+
+    scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    fit: Fit = "contain"
+    region: tuple[int, int, int, int] | None = None
+    time_scale: Number | None = None
+    fps: Number | None = None
+    slow_motion: Number | None = None
+    input_fps: Number | None = None
+    start: Number | None = None
+    end: Number | None = None
+    keep_frames: bool = True
+    audio: bool = True
+    slow_audio: SlowAudio = "stretch"
+    codec: str | None = None
+    crf: int | None = None
+    preset: str | None = None
+    encoder_options: dict[str, str] = field(default_factory=dict)
+    strict: bool = False
+    segment_frames: int = SEGMENT_FRAMES
+
+
+class Progress(NamedTuple):
+    """How far a render is.
+
+    stage: "rendering" or "joining". frames: that are done. total: of all, None while it is not known. seconds: since
+    the stage began. resumed: frames of ``frames`` that an earlier run had finished.
+    """
+
+    stage: Literal["rendering", "joining"]
+    frames: int
+    total: int | None
+    seconds: float
+    resumed: int = 0
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Cancelled(RuntimeError):
+    """A render was stopped on request; what it had finished is kept for ``resume``."""
+
+
+class Cancellation:
+    """Asks a running render to stop, from any thread; the render then raises ``Cancelled``."""
+
+    def __init__(self) -> None:
+        self._after_segment = threading.Event()
+        self._now = threading.Event()
+
+    def after_segment(self) -> None:
+        """Stops when the segment that is being rendered is finished."""
+        self._after_segment.set()
+
+    def now(self) -> None:
+        """Stops after the picture that is being rendered."""
+        self._now.set()
+        self._after_segment.set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the render was asked to stop in either way."""
+        return self._after_segment.is_set()
+
+    def check(self, segment_finished: bool = False) -> None:
+        """Raises ``Cancelled`` where the render has to stop here."""
+        if self._now.is_set() or (segment_finished and self._after_segment.is_set()):
+            raise Cancelled("the render was stopped")

@@ -1,0 +1,247 @@
+"""Whole renders, from files to a file: ``render_video``, and the same work divided among processes."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import av
+import av.container
+import numpy as np
+
+from stif_rt.runtime import Runtime
+from stif_rt.video.job import Job, describe, differences, make_job
+from stif_rt.video.notices import Notice
+from stif_rt.video.options import Cancellation, Progress, ProgressCallback, RenderOptions
+from stif_rt.video.reader import Image, VideoReader
+from stif_rt.video.render import NetworkRenderer, PairRenderer, pictures
+from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, write_segments
+from stif_rt.video.workspace import Workspace, open_workspace, publish
+from stif_rt.video.writer import CODECS, ImageWriter, VideoWriter, copied_audio, publish_images
+
+
+class Rendered(NamedTuple):
+    """What ``render_video`` has written.
+
+    output: the file or folder. frames: in it. size: (height, width). rate: frames per second. seconds: that it took.
+    warnings: what was wrong with the input or could not be kept; each has a ``text`` and ``places``.
+    """
+
+    output: Path
+    frames: int
+    size: tuple[int, int]
+    rate: Fraction
+    seconds: float
+    warnings: tuple[Notice, ...]
+
+
+def render_video(
+    input: str | Path,
+    output: str | Path,
+    *,
+    runtime: Runtime | None = None,
+    weights: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: ProgressCallback = lambda progress: None,
+    cancel: Cancellation | None = None,
+    **options: Any,
+) -> Rendered:
+    """Renders a video file or a folder of images at another size and frame rate: what ``stif-rt render`` does.
+
+    The work is done in segments in a folder beside the output, ``OUTPUT.segments``. What is finished there survives
+    any stop; ``resume`` goes on with it. The output appears when it is complete.
+
+    Args:
+        input: a video file, or a folder of images in the order of their names.
+        output: a video file (.mp4, .mkv, .mov, .webm), or a folder for PNG images.
+        runtime: makes the pictures; by default ``Runtime.load(weights)``.
+        weights: a weights file or a bundle, instead of a runtime.
+        overwrite: replace an output that exists, and discard what an earlier run has finished of it.
+        resume: go on with what an earlier run with the same options has finished.
+        progress: called after each frame.
+        cancel: stops the render from another thread, or from ``progress``.
+        options: those of ``RenderOptions``, such as ``scale=2, fps=60``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError, TypeError, OSError: for inputs, outputs and options that cannot be used; nothing is left behind
+            then.
+        Cancelled: the render was stopped.
+        RuntimeError: another process works on the same output.
+    """
+    if runtime is not None and weights is not None:
+        raise ValueError("give either a runtime or weights, not both")
+    job = make_job(Path(input), Path(output), RenderOptions(**options), overwrite)
+    return run_job(
+        job, runtime or Runtime.load(weights), weights, overwrite, resume, progress, cancel or Cancellation()
+    )
+
+
+def run_job(
+    job: Job,
+    runtime: Runtime,
+    weights: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    progress: ProgressCallback,
+    cancel: Cancellation,
+) -> Rendered:
+    """Renders a job, or what is missing of it. As ``render_video``."""
+    started = time.perf_counter()
+    with open_workspace(job.output, job.suffix) as workspace:
+        check_encoding(job, workspace)
+        prepare(workspace, describe(job, runtime, weights), overwrite, resume)
+        length = job.options.segment_frames
+        resumed = len(workspace.finished()) * length
+
+        def report(frames: int) -> None:
+            progress(Progress("rendering", frames, job.expected, time.perf_counter() - started, resumed))
+
+        render_pair = NetworkRenderer(runtime, job.layout, job.options.keep_frames)
+        done = workspace.finished()
+        for gap in missing_runs(done, range(max(done, default=-1) + 1)):
+            render_range(job, workspace, render_pair, gap.start * length, gap.stop * length, report, cancel)
+        render_range(job, workspace, render_pair, (max(done, default=-1) + 1) * length, None, report, cancel)
+        frames = join(job, workspace, overwrite)
+        workspace.delete()
+    seconds = time.perf_counter() - started
+    return Rendered(job.output, frames, job.layout.frame, job.rates.playing, seconds, tuple(job.reader.notices))
+
+
+def prepare(workspace: Workspace, description: dict[str, Any], overwrite: bool, resume: bool) -> None:
+    """Makes the workspace one of this job: a new one, or the one that an earlier run has left."""
+    earlier, finished = workspace.job(), workspace.finished()
+    if resume and earlier is not None:
+        if changed := differences(description, earlier):
+            raise ValueError(
+                f"{workspace.path} cannot be resumed: {changed}. Give the options of the earlier run, or --overwrite "
+                "without --resume to discard it"
+            )
+        return
+    if finished and not overwrite:
+        raise FileExistsError(
+            f"{workspace.path} holds {len(finished)} finished segments of an earlier run: give --resume to go on with "
+            "it, or --overwrite to discard it"
+        )
+    workspace.begin(description)
+
+
+def render_range(
+    job: Job,
+    workspace: Workspace,
+    render_pair: PairRenderer,
+    first: int,
+    last: int | None,
+    report: Callable[[int], None],
+    cancel: Cancellation,
+) -> int:
+    """Renders the output frames from ``first``, the start of a segment, to ``last``; None for the end of the input.
+
+    ``report`` is told the number of the frames that are done. Returns it.
+    """
+    done = first
+
+    def watched(images: Iterator[Image]) -> Iterator[Image]:
+        nonlocal done
+        for image in images:
+            cancel.check()
+            yield image
+            done += 1
+            report(done)
+
+    with contextlib.closing(pictures(job.pairs(first, last), render_pair)) as images:
+        write_segments(
+            workspace,
+            watched(images),
+            first // job.options.segment_frames,
+            segment_writer(job),
+            job.options.segment_frames,
+            between=lambda: cancel.check(segment_finished=True),
+        )
+    return done
+
+
+def segment_writer(job: Job) -> Callable[[Path], AbstractContextManager[Callable[[Image], None]]]:
+    """Opens the file of a segment, or for images the folder, and gives the function that appends a frame."""
+
+    @contextlib.contextmanager
+    def open_video(path: Path) -> Iterator[Callable[[Image], None]]:
+        codec = job.options.codec or CODECS[job.suffix]
+        crf = 16 if job.options.crf is None else job.options.crf
+        with av.open(str(path), "w") as container:
+            writer = VideoWriter(
+                container, job.layout.frame, job.rates.playing, codec, crf, None, job.layout.sample_aspect_ratio
+            )
+            yield writer.write
+            writer.finish()
+
+    @contextlib.contextmanager
+    def open_images(path: Path) -> Iterator[Callable[[Image], None]]:
+        path.mkdir()
+        yield ImageWriter(path).write
+
+    return open_video if job.as_video else open_images
+
+
+def check_encoding(job: Job, workspace: Workspace) -> None:
+    """Raises ValueError where the output's file cannot be started, before time is spent on its pictures."""
+    if not job.as_video:
+        return
+    with workspace.temporary(f"trial{job.suffix}") as path, segment_writer(job)(path) as write:
+        write(np.zeros((*job.layout.frame, 3), np.uint8))
+    try:
+        with workspace.temporary(f"trial{job.suffix}") as path, av.open(str(path), "w") as container:
+            stream = cast(av.VideoStream, container.add_stream(job.options.codec or CODECS[job.suffix], rate=24))
+            stream.height, stream.width = 64, 64
+            with other_streams(job)(container):
+                container.start_encoding()
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(
+            f"the input's sound cannot be stored in {job.suffix}; write .mkv, or give --no-audio"
+        ) from error
+
+
+def join(job: Job, workspace: Workspace, overwrite: bool, expected: int | None = None) -> int:
+    """Joins the finished segments to the output.
+
+    Args:
+        job: the job.
+        workspace: holds its segments.
+        overwrite: replace an output that exists.
+        expected: the number of frames that there should be; None for those that there are.
+
+    Returns:
+        The number of frames of the output.
+    """
+    if not job.as_video:
+        frames = expected or sum(len(list(workspace.segment(index).iterdir())) for index in workspace.finished())
+        with workspace.temporary("joined") as path:
+            join_images(workspace, path, job.options.segment_frames, frames)
+            publish_images(path, job.output, overwrite)
+        return frames
+    files = check_segments(workspace, job.rates.playing, job.options.segment_frames, expected)
+    with workspace.temporary(f"joined{job.suffix}") as path:
+        join_video(workspace, files, path, job.rates.playing, other_streams(job))
+        publish(path, job.output, overwrite)
+    return sum(file.frames for file in files)
+
+
+def other_streams(
+    job: Job,
+) -> Callable[[av.container.OutputContainer], AbstractContextManager[Callable[[Fraction | None], None]]]:
+    """Adds what the input holds besides its pictures to the container of the output."""
+
+    @contextlib.contextmanager
+    def open_others(container: av.container.OutputContainer) -> Iterator[Callable[[Fraction | None], None]]:
+        if job.options.audio and isinstance(job.reader, VideoReader):
+            yield copied_audio(container, job.reader)
+        else:
+            yield lambda until: None
+
+    return open_others

@@ -1,0 +1,135 @@
+"""The stages of a render, with a stand-in for the network where it does not matter."""
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from helpers.videos import picture
+
+from stif_rt.runtime import Runtime
+from stif_rt.video.layout import make_layout
+from stif_rt.video.plan import Pair, plan
+from stif_rt.video.reader import Frame
+from stif_rt.video.render import PAIRS_AHEAD, PICTURES_AHEAD, NetworkRenderer, pictures, select
+
+SIZE = (18, 32)
+
+
+def frames(count):
+    return [Frame(Fraction(n), Fraction(n + 1), picture(n)) for n in range(count)]
+
+
+def blend(before, after, times):
+    for t in times:
+        yield torch.from_numpy(np.round((1 - t) * before + t * after).astype(np.uint8))
+
+
+def test_pictures_come_in_order():
+    expected = [image.numpy() for pair in plan(frames(5), Fraction(3)) for image in blend(*_images(pair), pair.times)]
+    out = list(pictures(plan(frames(5), Fraction(3)), blend))
+    assert len(out) == 15
+    assert all(np.array_equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+def _images(pair):
+    return pair.before.image, pair.after.image
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, None), (0, 4), (3, 11), (7, None), (14, 15), (15, None), (40, None)])
+def test_any_part_equals_that_part_of_the_whole(first, last):
+    """Also where a part begins or ends between two input frames."""
+    whole = list(pictures(plan(frames(5), Fraction(3)), blend))
+    part = list(pictures(select(plan(frames(5), Fraction(3)), first, last), blend))
+    assert len(part) == len(whole[first:last])
+    assert all(np.array_equal(a, b) for a, b in zip(part, whole[first:last], strict=True))
+
+
+def test_few_frames_are_in_memory():
+    """Frames are read only when those before them have been written."""
+    read, ahead = 0, []
+
+    def source():
+        nonlocal read
+        for frame in frames(60):
+            read += 1
+            yield frame
+
+    for written, _ in enumerate(pictures(plan(source(), Fraction(1)), blend), 1):
+        ahead.append(read - written)
+    assert written == 60
+    assert max(ahead) <= PAIRS_AHEAD + PICTURES_AHEAD + 5  # besides the queues: what each stage has in hand
+
+
+@pytest.mark.parametrize("stage", ["decode", "network"])
+def test_errors_of_any_stage_arrive(stage):
+    def source():
+        yield from frames(3)
+        if stage == "decode":
+            raise ValueError("cannot decode")
+
+    def render_pair(before, after, times):
+        yield from blend(before, after, times)
+        if stage == "network":
+            raise ValueError("cannot render")
+
+    with pytest.raises(ValueError, match="cannot"):
+        list(pictures(plan(source(), Fraction(2)), render_pair))
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model):
+    return Runtime.from_model(copy.deepcopy(tiny_model))
+
+
+def rendered(runtime, layout, times, **options):
+    return list(NetworkRenderer(runtime, layout, **options)(picture(0), picture(1), times))
+
+
+def test_input_frames_are_kept_at_their_own_times(runtime):
+    layout = make_layout(SIZE, scale=1)
+    runtime.encode(picture(0), picture(1))
+    network = [runtime.render(t, scale=1, output="uint8").numpy() for t in (0.0, 0.5, 1.0)]
+    kept = rendered(runtime, layout, [0.0, 0.5, 1.0, 1.0])
+    assert np.array_equal(kept[0], picture(0))
+    assert np.array_equal(kept[1], network[1])
+    assert np.array_equal(kept[2], picture(1))
+    assert kept[3] is kept[2]
+    everything = rendered(runtime, layout, [0.0, 0.5, 1.0], keep_frames=False)
+    assert all(np.array_equal(a, b) for a, b in zip(everything, network, strict=True))
+    assert not np.array_equal(network[0], picture(0))
+
+
+def test_pairs_without_a_picture_of_their_own_are_not_encoded(monkeypatch, runtime):
+    monkeypatch.setattr(runtime, "encode", lambda *frames: pytest.fail("needless"))
+    assert np.array_equal(rendered(runtime, make_layout(SIZE, scale=1), [0.0, 0.0])[1], picture(0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scale": 2},
+        {"scale": 2, "region": (10, 4, 20, 12)},
+        {"width": 40, "height": 40},
+        {"width": 40, "height": 40, "region": (6, 2, 20, 20)},
+        {"width": 40, "height": 40, "fit": "cover"},
+        {"width": 40, "height": 40, "fit": "stretch"},
+        {"scale": 1, "region": (3, 5, 7, 9)},
+    ],
+)
+def test_layouts_show_what_they_promise(runtime, given):
+    layout = make_layout(SIZE, **given)
+    runtime.encode(picture(0), picture(1))
+    whole = runtime.render(0.5, size=layout.picture, output="uint8").numpy()
+    y, x, h, w = layout.region
+    expected = np.zeros((*layout.frame, 3), np.uint8)
+    expected[layout.offset[0] :, layout.offset[1] :][:h, :w] = whole[y : y + h, x : x + w]
+    (out,) = rendered(runtime, layout, [0.5])
+    assert tuple(out.shape) == (*layout.frame, 3)
+    assert np.abs(out.numpy().astype(int) - expected).max() <= 1
+
+
+def test_select_keeps_the_times():
+    pair = Pair(*frames(2), [0.0, 0.25, 0.5, 0.75])
+    assert [p.times for p in select([pair, pair], 2, 6)] == [[0.5, 0.75], [0.0, 0.25]]
