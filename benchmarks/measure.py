@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.methods import METHODS, Method, Setup, Unsupported
 from benchmarks.peers import PEERS
+from stif_rt.files import write_whole
 from stif_rt.model.config import Config
 from stif_rt.ops.native import cpu_features
 from stif_rt.runtime import DTYPES, choose_device
@@ -137,9 +138,7 @@ class Results:
         return sorted(found, key=lambda line: (list(METHODS).index(line.method), line.dtype, line.kernels))
 
     def save(self) -> None:
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,14 @@ import torch
 
 from stif_rt.bundle import Size, Sizes, file_checksum
 from stif_rt.engines.tensorrt_engine import engine_key, import_tensorrt
+from stif_rt.files import cache_folder, read_cache, write_cache
 
 WORKSPACE = 4 << 30
 
 
-def cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "stif-rt" / "engines"
-
-
-def engine_file(
+def cached_engine(
     graph: Path, flavour: str, sizes: Sizes, dtype: str, cache: Path | None, progress: Callable[[str], None]
-) -> tuple[Path, dict[str, str]]:
+) -> tuple[bytes, dict[str, str]]:
     """The engine of an ONNX file, from the cache or newly built, and its key.
 
     cache: folder for engines and timings; the user's cache folder if None. As ``build_engine`` otherwise.
@@ -35,19 +29,20 @@ def engine_file(
             raise RuntimeError("TensorRT builds an engine on the GPU that is to run it, and PyTorch sees none here")
         device = torch.device("cuda", torch.cuda.current_device())
     key = engine_key(flavour, file_checksum(graph), sizes, dtype, device)
-    folder = cache or cache_folder()
-    path = folder / f"{_hash(key)}.engine"
-    if path.is_file():
+    user_cache = cache_folder()
+    folder = cache or (user_cache and user_cache / "engines")
+    path = folder and folder / f"{_hash(key)}.engine"
+    engine = read_cache(path)
+    if engine is not None:
         progress("engine taken from the cache")
-        return path, key
-    folder.mkdir(parents=True, exist_ok=True)
-    timings = folder / f"{_hash({name: key[name] for name in ('builder', 'gpu')})}.timings"
-    known = timings.read_bytes() if timings.is_file() else b""
+        return engine, key
+    timings = folder and folder / f"{_hash({name: key[name] for name in ('builder', 'gpu')})}.timings"
+    known = read_cache(timings) or b""
     engine, learnt = build_engine(graph, flavour, sizes, known, progress)
     if learnt != known:
-        store(timings, learnt)
-    store(path, engine)
-    return path, key
+        write_cache(timings, learnt)
+    write_cache(path, engine)
+    return engine, key
 
 
 def build_engine(
@@ -102,13 +97,6 @@ def _shape(size: Size) -> tuple[int, ...]:
 
 def _hash(key: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def store(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
 
 
 def make_log(trt: Any) -> Any:

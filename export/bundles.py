@@ -1,7 +1,6 @@
 """Writing bundles; ``stif_rt.bundle`` says what is in one, and reads them."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 
 from stif_rt.bundle import ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
 from stif_rt.engines import tensorrt_engine
+from stif_rt.files import whole_folder, write_whole
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.stif import STIF
 
@@ -56,8 +56,8 @@ def write_bundle(
             graph = graphs.encoder_graph(model.encoder, model.config, manifest.torch_dtype, sizes)
             graphs.save(graphs.finish(graph, form, opset), folder / GRAPH)
         if engine in tensorrt_engine.MODULES:
-            built, key = build.engine_file(folder / GRAPH, engine, sizes, dtype, cache, progress)
-            shutil.copyfile(built, folder / ENGINE)
+            built, key = build.cached_engine(folder / GRAPH, engine, sizes, dtype, cache, progress)
+            write_whole(folder / ENGINE, built)
             manifest = replace(manifest, engine_key=key)
         write_manifest(folder, manifest)
 
@@ -70,28 +70,20 @@ def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress
     with new_folder(bundle.folder, overwrite=True) as folder:
         for name in (WEIGHTS, GRAPH):
             shutil.copyfile(bundle.folder / name, folder / name)
-        built, key = build.engine_file(folder / GRAPH, manifest.engine, manifest.sizes, manifest.dtype, cache, progress)
-        shutil.copyfile(built, folder / ENGINE)
+        built, key = build.cached_engine(
+            folder / GRAPH, manifest.engine, manifest.sizes, manifest.dtype, cache, progress
+        )
+        write_whole(folder / ENGINE, built)
         write_manifest(folder, replace(manifest, engine_key=key, tools=tool_versions()))
 
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes ``target`` when the block ends without an error, and is removed otherwise."""
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; give --overwrite to replace it")
-    if target.exists() and not (target / MANIFEST).is_file():
+    if overwrite and target.exists() and not (target / MANIFEST).is_file():
         raise FileExistsError(f"{target} exists and is not a bundle, so it is not replaced")
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(f"the folder {parent} does not exist")
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=parent) as temporary:
-        made = Path(temporary) / "new"
-        made.mkdir()
-        yield made
-        if target.exists():
-            target.rename(Path(temporary) / "old")
-        made.rename(target)
+    with whole_folder(target, overwrite) as folder:
+        yield folder
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

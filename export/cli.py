@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stif_rt.bundle import DTYPES, ENGINES, Size, Sizes, read_bundle
 from stif_rt.cli.terminal import console, run
+from stif_rt.files import check_target, write_whole
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import bundled_weights
@@ -100,7 +101,7 @@ def onnx(
         raise ValueError(f"unknown part {part!r}; there are: encoder, full")
     chosen, number = form or "standard", opset or graphs.default_opset(dtype)
     graphs.check(chosen, number, dtype)
-    check_file(output, overwrite)
+    check_target(output, overwrite)
     sizes = parse_sizes(size, min_size, max_size, batch, limited=False)
     with console.status("tracing"):
         model = load(weights)
@@ -109,7 +110,7 @@ def onnx(
             traced = graphs.full_graph(model, precision, sizes)
         else:
             traced = graphs.encoder_graph(model.encoder, model.config, precision, sizes)
-        graphs.save(graphs.finish(traced, chosen, number), output)
+        graphs.save(graphs.finish(traced, chosen, number), output, overwrite)
     report(output, f"{part}, {chosen}, opset {number}, {dtype}")
 
 
@@ -141,12 +142,12 @@ def tensorrt(
             raise ValueError("give --output, the engine file to write")
         if not source.is_file():
             raise FileNotFoundError(f"{source} does not exist")
-        check_file(output, overwrite)
+        check_target(output, overwrite)
         sizes, dtype = graphs.read_limits(source)
         if sizes is None or not sizes.fixed:
             sizes = parse_sizes(size, min_size, max_size, batch, limited=True)
-        built, _ = build.engine_file(source, builder, sizes, dtype, cache, progress)
-        build.store(output, built.read_bytes())
+        built, _ = build.cached_engine(source, builder, sizes, dtype, cache, progress)
+        write_whole(output, built, overwrite)
     report(output, f"engine for {builder}")
 
 
@@ -214,15 +215,6 @@ def parse_size(text: str, option: str, batch: int) -> Size:
     if not (0 < width <= limit and 0 < height <= limit):
         raise ValueError(f"{option} {text}: sides must be from 1 to {limit}")
     return Size(batch, *(4 * math.ceil(side / 4) for side in (height, width)))
-
-
-def check_file(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; give --overwrite to replace it")
-    if output.is_dir():
-        raise FileExistsError(f"{output} is a folder")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {output.absolute().parent} does not exist")
 
 
 def report(output: Path, what: str) -> None:

@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from stif_rt.bundle import Size, Sizes
+from stif_rt.files import write_whole
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Encoder
 from stif_rt.model.stif import STIF
@@ -133,12 +133,9 @@ def read_limits(path: Path) -> tuple[Sizes, str]:
         raise ValueError(f"{path} is not an ONNX file that stif-rt wrote") from error
 
 
-def save(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes the graph with its weights, under a temporary name until complete."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_bytes(graph.SerializeToString())
-        temporary.replace(path)
+def save(graph: onnx.ModelProto, path: Path, overwrite: bool = True) -> None:
+    """Write the graph with its weights, whole or not at all."""
+    write_whole(path, graph.SerializeToString(), overwrite)
 
 
 def _example(sizes: Sizes) -> Tensor:

@@ -1,6 +1,7 @@
 """Bundles: writing, running, refusing; the command line ``stif-rt export``."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -321,6 +322,17 @@ def test_interruption_leaves_nothing(monkeypatch, compact_model, compact_graph, 
         bundles.write_bundle(compact_model, bundle, "onnx", overwrite=True)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path, compact_model, compact_graph, monkeypatch):
+    monkeypatch.setattr(graphs, "encoder_graph", lambda *_: compact_graph)
+    before = os.umask(0o027)
+    try:
+        bundles.write_bundle(compact_model, tmp_path / "bundle", "onnx")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "bundle").iterdir()} == {0o640}
 
 
 def test_overwriting_replaces_the_whole_bundle(bundle, compact_model):

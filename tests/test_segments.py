@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from helpers.videos import picture
 
+from stif_rt.files import publish
 from stif_rt.video import segments, workspace
 from stif_rt.video.reader import read_image
 from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, nothing_else, write_segments
-from stif_rt.video.workspace import Busy, open_workspace, publish, workspace_path
+from stif_rt.video.workspace import Busy, open_workspace, workspace_path
 from stif_rt.video.writer import CODECS, VideoWriter, image_writer
 
 SIZE = (36, 64)  # x264 makes different files of smaller pictures from run to run

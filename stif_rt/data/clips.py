@@ -7,7 +7,6 @@ folder as one ``.npy`` of uint8 [frames, H, W, 3]; from then on windows are read
 import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from stif_rt.files import whole_file, write_whole
 from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_reader, read_image
 from stif_rt.video.scenes import is_cut, thumbnail
 
@@ -64,14 +64,9 @@ def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
     target, index = cache / f"{path.stem}-{key}.npy", cache / f"{path.stem}-{key}.json"
     if not index.exists():  # written last: its presence says that both are complete
         cache.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
-        try:
-            shots = _decode(path, part, downscale)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        part.write_text(json.dumps({"shots": shots}))
-        part.replace(index)
+        with whole_file(target) as temporary:
+            shots = _decode(path, temporary, downscale)
+        write_whole(index, json.dumps({"shots": shots}))
     shots = [(first, end) for first, end in json.loads(index.read_text())["shots"]]
     return Clip(path.stem, np.load(target, mmap_mode="r"), shots)
 

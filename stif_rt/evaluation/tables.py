@@ -16,6 +16,7 @@ from torch import Tensor
 from stif_rt.data.datasets import DATASETS
 from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
 from stif_rt.evaluation.protocol import Mean, Result
+from stif_rt.files import write_whole
 from stif_rt.video.writer import write_png
 
 CROP = 128
@@ -107,9 +108,7 @@ def write(folder: Path, results: list[Result], means: list[Mean], dataset: str |
         ),
     }
     for name, written in content.items():
-        part = folder / f".{name}.part"
-        part.write_text(written)
-        part.replace(folder / name)
+        write_whole(folder / name, written)
 
 
 def strip(group: Group, methods: Mapping[str, Method]) -> Tensor:

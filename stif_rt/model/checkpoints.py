@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stif_rt.files import whole_file
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import FEATURES, IMAGES
 from stif_rt.model.stif import STIF
@@ -139,6 +140,5 @@ def _shorten(names: list[str], most: int = 5) -> str:
 def save_model(model: STIF, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes parameters and configuration as ``.safetensors``, under a temporary name until complete."""
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})

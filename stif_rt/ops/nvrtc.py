@@ -2,13 +2,10 @@
 
 import functools
 import hashlib
-import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from stif_rt.files import cache_folder, read_cache, write_cache
 
 
 def find_source(name: str) -> Path:
@@ -42,9 +39,11 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
     source = source_file.read_bytes()
     version = checked(nvrtc.nvrtcVersion())
     key = hashlib.sha256(b"%s %s %s" % (source, architecture.encode(), str(version).encode())).hexdigest()[:32]
-    cached = _cache_folder() / f"{source_file.stem}-{architecture}-{key}"
-    if cached.is_file():
-        return cached.read_bytes()
+    folder = cache_folder()
+    cached = folder and folder / f"{source_file.stem}-{architecture}-{key}"
+    kept = read_cache(cached)
+    if kept is not None:
+        return kept
 
     (program,) = checked(nvrtc.nvrtcCreateProgram(source, source_file.name.encode(), 0, [], []))
     options = [b"--gpu-architecture=" + architecture.encode(), b"--std=c++17"]
@@ -64,24 +63,8 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
     code = b" " * size
     checked(get(program, code))
     checked(nvrtc.nvrtcDestroyProgram(program))
-    _store(cached, code)
+    write_cache(cached, code)
     return code
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "stif-rt"
-
-
-def _store(path: Path, code: bytes) -> None:
-    """Whole or not at all: several processes may store the same file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)
-    except OSError as error:
-        log.warning("the compiled kernel cannot be kept for the next time: %s", error)
 
 
 def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from stif_rt.data.clips import Clip
+from stif_rt.files import whole_file
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import CHANNELS
 from stif_rt.model.siren import Siren
@@ -295,9 +296,8 @@ def _save(
         "scaler": scaler.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from stif_rt.files import remove
+
 SUFFIX = ".segments"
 NAME_MAX = 255
 """Bytes that file systems allow for one name."""
@@ -177,33 +179,8 @@ else:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
-def remove(path: Path) -> None:
-    """Deletes a file or a folder; neither need exist."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def flush_to_disk(path: Path) -> None:
     """Waits until a file, or every file of a folder, would survive a power cut."""
     for file in path.iterdir() if path.is_dir() else (path,):
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-
-
-def publish(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Gives a finished file its final name. FileExistsError where that is taken by now and ``overwrite`` is not set."""
-    if overwrite:
-        temporary.replace(target)
-        return
-    try:
-        os.link(temporary, target)  # unlike a rename, it fails where the name is taken
-    except FileExistsError as error:
-        raise FileExistsError(f"{target} has appeared meanwhile; give --overwrite to replace it") from error
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise FileExistsError(f"{target} has appeared meanwhile; give --overwrite to replace it") from None
-        temporary.rename(target)
-    else:
-        temporary.unlink()
