@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from stif_rt.files import whole_file, write_whole
+from stif_rt.video.cuts import detected_cuts
 from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_reader, read_image
-from stif_rt.video.scenes import is_cut, thumbnail
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,11 @@ def _decode(path: Path, target: Path, downscale: float) -> list[tuple[int, int]]
     """Writes the frames one by one behind a header for their final number, and returns the shots."""
     with contextlib.closing(open_reader(path)) as reader, target.open("wb+") as file:
         size = (round(reader.height / downscale), round(reader.width / downscale))
-        cuts, count, before = [0], 0, None
+        cuts, count = [0], 0
         _write_header(file, (0, *size, 3))
-        for _, _, frame, _ in reader:
-            after = thumbnail(frame)
-            if before is not None and is_cut(before, after):
+        for (_, _, frame, _), cut in detected_cuts(reader):
+            if cut:
                 cuts.append(count)
-            before = after
             if frame.shape[:2] != size:
                 picture = torch.from_numpy(frame).permute(2, 0, 1)[None]
                 small = F.interpolate(picture, size, mode="bicubic", antialias=True)
