@@ -26,6 +26,7 @@ from rich.table import Table
 from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 from stif_rt.ops.deform_conv import deform_conv2d_reference
@@ -68,7 +69,8 @@ def products(dtype: torch.dtype) -> Row:
 
 def frame_rows(model: STIF, floors: dict[torch.dtype, str]) -> list[Row]:
     """One frame: the model's own form, the reference, every instruction set that runs here."""
-    features, frames, times = torch.rand(1, 3, 64, *INPUTS) - 0.5, torch.rand(1, 2, 3, *INPUTS), torch.tensor([[0.5]])
+    features, frames = Features(torch.rand(1, 3, 64, *INPUTS) - 0.5), torch.rand(1, 2, 3, *INPUTS)
+    times = torch.tensor([[0.5]])
     geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS), Box(0, 0, *OUTPUTS)
 
     def frame(kernels: Kernels) -> Callable[[], object]:
