@@ -104,7 +104,7 @@ def _score(step: _Step, earlier: Sequence[_Step], later: Sequence[_Step]) -> flo
     if all(other.change <= STILLNESS for other in near):  # pictures may be repeated: what moved before them?
         moving = [other for other in earlier if other.change > STILLNESS]
         near += sorted(moving[-3:])[-2:-1]  # not the largest, which may have been a cut itself
-    changes = [other.change * float(max(1, step.seconds / other.seconds)) for other in near]
+    changes = [other.change * max(1.0, float(step.seconds / other.seconds)) for other in near]
     ratio = step.change / (max(changes) + STILLNESS) if near else UNKNOWN_RATIO
     if step.seconds > FAR_APART:
         ratio = max(ratio, UNKNOWN_RATIO)

@@ -66,7 +66,7 @@ def plan(
         yield last
         numbers = numbers_until(after.start)
         length = after.start - before.start
-        times = [float(max(start + k / rate - before.start, 0) / length) for k in numbers]
+        times = [float(max(start + k / rate - before.start, Fraction(0)) / length) for k in numbers]
         last = Pair(before, after, times)
         if length > max_gap or (cut and length > CUT_GAP):
             last = Pair(before, before, [0.0] * len(times))
