@@ -1,44 +1,23 @@
-"""How fast this machine is: ``stif-rt bench quick``, and the stopwatch that all benchmarks share."""
+"""How fast this machine is: ``stif-rt bench quick``."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from stif_rt.dtypes import parse_dtype
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import DTYPES, Runtime, bundled_weights, choose_device, output_size
+from stif_rt.runtime import Runtime, bundled_weights, choose_device, output_size
+from stif_rt.timing import laps
 
 MODELS = ("stif-s", "stif")
 """The configuration of the bundled weights, and the paper's network."""
 SECONDS_PER_MODEL = 15.0
 SMALLEST_SIDE = 16
-
-
-@torch.inference_mode()
-def laps(steps: Iterable[object], device: torch.device) -> list[float]:
-    """Seconds that each item of ``steps`` took to be made.
-
-    On a GPU the time between events on its stream, waiting only before the first step and after the last.
-    """
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            events = [torch.cuda.Event(enable_timing=True)]
-            torch.cuda.synchronize()
-            events[0].record()
-            for _ in steps:
-                events.append(torch.cuda.Event(enable_timing=True))
-                events[-1].record()
-            torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events)]
-    marks = [time.perf_counter()]
-    for _ in steps:
-        marks.append(time.perf_counter())
-    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def backend_of(name: str, config: Config, device: torch.device, dtype: torch.dtype) -> str:
@@ -103,7 +82,7 @@ def measure(
     torch.manual_seed(0)
     network = load_model(bundled_weights()) if model == "stif-s" else STIF(CONFIGS["stif"])
     runtime = Runtime.from_model(network, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
-    backend = backend_of(kernels, runtime.config, choose_device(device), DTYPES[dtype])
+    backend = backend_of(kernels, runtime.config, choose_device(device), parse_dtype(dtype))
 
     end = time.perf_counter() + (SECONDS_PER_MODEL if seconds is None else seconds)
     sizes = sorted({size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=pixels)

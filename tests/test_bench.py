@@ -18,6 +18,7 @@ from stif_rt import speed as speed_module
 from stif_rt.cli import bench
 from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime
+from stif_rt.timing import laps
 
 CPU = torch.device("cpu")
 SIZE = (8, 12)
@@ -74,7 +75,7 @@ def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
 
 
 def test_laps_are_the_time_of_each_step():
-    found = speed_module.laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
+    found = laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
     assert len(found) == 2
     assert found[0] >= 0.01
     assert found[1] >= 0.05

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stif_rt import speed as benchmark
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, parse_size
 from stif_rt.cli.terminal import console
 from stif_rt.runtime import output_size
 
@@ -28,10 +28,7 @@ def quick(
     encoder: EncoderOption = "auto",
 ) -> None:
     """How fast a clip will be on this machine, in under a minute."""
-    try:
-        width, height = (int(side) for side in size.lower().split("x"))
-    except ValueError as error:
-        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
+    width, height = parse_size(size, "--size")
     inputs = height, width
     outputs = output_size(inputs, scale, None)
     columns = ("model", "kernels", "measured", "pair", "frame", "frames/s", "MP/s")
