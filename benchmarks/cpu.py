@@ -23,11 +23,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stif_rt.dtypes import dtype_name
 from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 from stif_rt.ops.deform_conv import deform_conv2d_reference
@@ -35,7 +33,6 @@ from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
-from stif_rt.timing import laps
 from stif_rt.video.writer import video_writer
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -65,14 +62,13 @@ def products(dtype: torch.dtype) -> Row:
         for _ in range(count):
             x @ weight
 
-    name = f"products, {dtype_name(dtype)}"
+    name = f"products, {str(dtype).removeprefix('torch.')}"
     return Row(name, run, count * 2048 * 256 * 256, name)
 
 
 def frame_rows(model: STIF, floors: dict[torch.dtype, str]) -> list[Row]:
     """One frame: the model's own form, the reference, every instruction set that runs here."""
-    features, frames = Features(torch.rand(1, 3, 64, *INPUTS) - 0.5), torch.rand(1, 2, 3, *INPUTS)
-    times = torch.tensor([[0.5]])
+    features, frames, times = torch.rand(1, 3, 64, *INPUTS) - 0.5, torch.rand(1, 2, 3, *INPUTS), torch.tensor([[0.5]])
     geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS), Box(0, 0, *OUTPUTS)
 
     def frame(kernels: Kernels) -> Callable[[], object]:
@@ -170,11 +166,13 @@ def instruction_sets() -> list[tuple[native.Library, native.Isa]]:
 def measure(rows: list[Row], rounds: int) -> dict[str, float]:
     """Median seconds of each row."""
     samples: dict[str, list[float]] = {row.name: [] for row in rows}
-    for number in range(rounds + 1):
-        for row in rows:
-            (seconds,) = laps((row.run() for _ in range(1)), CPU)
-            if number:  # the first round warms up
-                samples[row.name].append(seconds)
+    with torch.inference_mode():
+        for number in range(rounds + 1):
+            for row in rows:
+                start = time.perf_counter()
+                row.run()
+                if number:  # the first round warms up
+                    samples[row.name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
@@ -201,9 +199,13 @@ def growth() -> None:
     runtime.encode(picture, np.roll(picture, 3, 1))
     table = Table("output", "megapixels", "seconds per megapixel", "largest memory so far, GiB")
     for H, W in ((234, 416), (450, 800), (720, 1280), (1080, 1920), (2160, 3840)):
-        seconds = statistics.median(laps((runtime.render(0.5, size=(H, W)) for _ in range(3)), CPU))
+        samples = []
+        for _ in range(3):
+            start = time.perf_counter()
+            runtime.render(0.5, size=(H, W))
+            samples.append((time.perf_counter() - start) / (H * W / 1e6))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{1e6 * seconds / (H * W):.2f}", f"{memory:.2f}")
+        table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{statistics.median(samples):.2f}", f"{memory:.2f}")
     Console(width=120).print(table)
 
 

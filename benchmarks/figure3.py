@@ -34,8 +34,7 @@ from benchmarks.measure import (
 from benchmarks.methods import METHODS, SCALE, Method, Size
 from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.cli.options import parse_size
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)
@@ -66,7 +65,7 @@ def figure3(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier samples in the folder.")] = False,
 ) -> None:
     """Inference time against time scale, for STIF and its peers."""
-    inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
+    inputs = parse_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     if quick and seconds is None:
         seconds = QUICK_SECONDS
     chosen = device_of(device)
@@ -77,8 +76,11 @@ def figure3(
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
-def input_size(text: str) -> Size:
-    width, height = parse_size(text, "--size")
+def parse_size(text: str) -> Size:
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError as error:
+        raise ValueError(f"--size {text}: give WIDTHxHEIGHT, such as 320x180") from error
     if min(width, height) < 4 or width % 4 or height % 4:
         raise ValueError(f"--size {text}: sides must be multiples of 4")
     return height, width
@@ -98,8 +100,8 @@ def measure_all(
 
     def sample(line: Line, time_scale: int) -> dict[str, Any]:
         method = loaded(line)
-        loaded.warm_up(line, lambda: laps(pair(method, frames, time_scale), loaded.device))
-        encode, *made = laps(pair(method, frames, time_scale), loaded.device)
+        loaded.warm_up(line, lambda: time_steps(pair(method, frames, time_scale), loaded.device))
+        encode, *made = time_steps(pair(method, frames, time_scale), loaded.device)
         assert len(made) == time_scale
         return {"encode": encode, "frames": made}
 

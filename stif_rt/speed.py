@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from stif_rt.dtypes import parse_dtype
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import Runtime, bundled_weights, choose_device, output_size
-from stif_rt.timing import laps
+from stif_rt.runtime import Runtime, bundled_weights, output_size
+from stif_rt.timing import time_steps
 
 MODELS = ("stif-s", "stif")
 """The configuration of the bundled weights, and the paper's network."""
@@ -29,26 +28,28 @@ def backend_of(name: str, config: Config, device: torch.device, dtype: torch.dty
 
 @dataclass(frozen=True)
 class Speed:
-    """One model's speed. encode: seconds for a pair of frames of size ``inputs`` (h, w). render: seconds for one frame
-    of size ``outputs`` (H, W).
+    """One model's speed. kernels, dtype: what ``auto`` has become. encode: seconds for a pair of frames of size
+    ``inputs`` (h, w). render: seconds for one frame of size ``outputs`` (H, W).
     """
 
     model: str
     kernels: str
+    dtype: str
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     encode: float
     render: float
 
-    def at(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> "Speed":
+    def scaled_to(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> "Speed":
         """The expectation for other sizes: both costs grow with the number of pixels."""
         return Speed(
             self.model,
             self.kernels,
+            self.dtype,
             inputs,
             outputs,
-            self.encode * pixels(inputs) / pixels(self.inputs),
-            self.render * pixels(outputs) / pixels(self.outputs),
+            self.encode * area(inputs) / area(self.inputs),
+            self.render * area(outputs) / area(self.outputs),
         )
 
     def frames_per_second(self, time_scale: float) -> float:
@@ -56,10 +57,10 @@ class Speed:
         return time_scale / (self.encode + time_scale * self.render)
 
     def megapixels_per_second(self, time_scale: float) -> float:
-        return self.frames_per_second(time_scale) * pixels(self.outputs) / 1e6
+        return self.frames_per_second(time_scale) * area(self.outputs) / 1e6
 
 
-def pixels(size: tuple[int, int]) -> int:
+def area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
@@ -69,7 +70,7 @@ def measure(
     scale: float,
     *,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     kernels: str = "auto",
     encoder: str = "auto",
     seconds: float | None = None,
@@ -82,26 +83,28 @@ def measure(
     torch.manual_seed(0)
     network = load_model(bundled_weights()) if model == "stif-s" else STIF(CONFIGS["stif"])
     runtime = Runtime.from_model(network, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
-    backend = backend_of(kernels, runtime.config, choose_device(device), parse_dtype(dtype))
+    backend = backend_of(kernels, runtime.config, runtime.device, runtime.dtype)
 
     end = time.perf_counter() + (SECONDS_PER_MODEL if seconds is None else seconds)
-    sizes = sorted({size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=pixels)
-    speed = once(model, backend, runtime, sizes[0], scale)  # not counted: the first call loads libraries and compiles
+    sizes = sorted({scaled_size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=area)
+    speed = measure_once(
+        model, backend, runtime, sizes[0], scale
+    )  # not counted: the first call loads libraries and compiles
     for index, small in enumerate(sizes):
         start = time.perf_counter()
-        speed = once(model, backend, runtime, small, scale)
+        speed = measure_once(model, backend, runtime, small, scale)
         spent = time.perf_counter() - start
-        if index + 1 < len(sizes) and 2 * spent * pixels(sizes[index + 1]) / pixels(small) > end - time.perf_counter():
+        if index + 1 < len(sizes) and 2 * spent * area(sizes[index + 1]) / area(small) > end - time.perf_counter():
             break
     return speed
 
 
-def size(inputs: tuple[int, int], divisor: int) -> tuple[int, int]:
+def scaled_size(inputs: tuple[int, int], divisor: int) -> tuple[int, int]:
     height, width = (min(side, max(SMALLEST_SIDE, round(side / divisor))) for side in inputs)
     return height, width
 
 
-def once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], scale: float) -> Speed:
+def measure_once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], scale: float) -> Speed:
     """The fastest of two passes: a machine's other work only ever adds time."""
     outputs = output_size(inputs, scale, None)
     frames = torch.rand(2, 3, *inputs, generator=torch.Generator().manual_seed(0)).to(runtime.device)
@@ -109,5 +112,6 @@ def once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], sc
         lambda: runtime.encode(frames[0], frames[1]),
         lambda: runtime.render(0.5, size=outputs),
     ]
-    encode, render = (min(laps((step() for _ in range(2)), runtime.device)) for step in work)
-    return Speed(model, backend, inputs, outputs, encode, render)
+    encode, render = (min(time_steps((step() for _ in range(2)), runtime.device)) for step in work)
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    return Speed(model, backend, dtype, inputs, outputs, encode, render)

@@ -1,4 +1,4 @@
-"""The stopwatch of every benchmark."""
+"""The stopwatch."""
 
 import itertools
 import time
@@ -8,18 +8,10 @@ import torch
 
 
 @torch.inference_mode()
-def laps(steps: Iterable[object], device: torch.device) -> list[float]:
-    """Measure how long each item of ``steps`` takes to be made.
+def time_steps(steps: Iterable[object], device: torch.device) -> list[float]:
+    """Seconds that each item of ``steps`` took to be made.
 
-    On a GPU this is the time between events on its stream; the host waits only before the first step and after the
-    last.
-
-    Args:
-        steps: an iterator that does the work of one step before it yields an item.
-        device: the device that the work runs on.
-
-    Returns:
-        Seconds, one number for each step.
+    On a GPU the time between events on its stream, waiting only before the first step and after the last.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
