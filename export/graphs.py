@@ -19,11 +19,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from stif_rt.bundle import Size, Sizes
-from stif_rt.dtypes import dtype_name, parse_dtype
 from stif_rt.files import write_whole
-from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import Config
-from stif_rt.model.stif import STIF, AnyEncoder
+from stif_rt.model.encoder import Encoder
+from stif_rt.model.stif import STIF
 from stif_rt.ops.deform_conv import override_deform_conv2d
 
 from . import deform_conv
@@ -35,6 +34,7 @@ OPSETS = range(19, 26)
 TRACED_OPSET = 19
 BFLOAT16_OPSET = 22
 DYNAMIC = Sizes(Size(1, 4, 4), Size(2, 32, 48), Size(64, 8192, 8192))
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NORMALISATION = "RGB in [0, 1]; no mean, no scale"
 
 
@@ -53,19 +53,16 @@ TRANSLATIONS: dict[Any, Any] = {torch.ops.prims.fmax.default: _fmax, torch.ops.p
 class _Encoder(nn.Module):
     """float32 frames in, whatever the encoder's dtype."""
 
-    def __init__(self, encoder: AnyEncoder, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
         super().__init__()
-        if isinstance(encoder, CompactEncoder):
-            raise ValueError("networks with motion cannot be exported as graphs yet")
         self.encoder = copy.deepcopy(encoder).to("cpu", dtype).eval().requires_grad_(False)
         self.dtype = dtype
 
     def forward(self, frames: Tensor) -> Tensor:
-        features: Tensor = self.encoder(frames.to(self.dtype)).maps
-        return features
+        return self.encoder(frames.to(self.dtype))
 
 
-def encoder_graph(encoder: AnyEncoder, config: Config, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
+def encoder_graph(encoder: Encoder, config: Config, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
     """The encoder as traced: deformable convolutions are ``stif::ModulatedDeformConv2d``. For ``finish``.
 
     Input ``frames``: float32 [B, 2, 3, h, w]. Output ``features``: dtype [B, 3, 64, h, w]. h and w multiples of 4.
@@ -112,7 +109,8 @@ def check(form: str, opset: int, dtype: str) -> None:
         raise ValueError(
             f"unknown form of the deformable convolution {form!r}; there are: {', '.join(deform_conv.FORMS)}"
         )
-    parse_dtype(dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; there are {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "bfloat16" and opset < BFLOAT16_OPSET:
@@ -222,7 +220,7 @@ def _describe(
     metadata = {
         "config": json.dumps(config.to_dict()),
         "part": part,
-        "dtype": dtype_name(dtype),
+        "dtype": str(dtype).removeprefix("torch."),
         "sizes": json.dumps(sizes),
         "normalisation": NORMALISATION,
         "inputs": json.dumps([value.name for value in graph.graph.input]),

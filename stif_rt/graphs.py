@@ -73,5 +73,4 @@ class FrameGraphs:
 
 
 def _tensors(projections: Projections) -> tuple[Tensor, ...]:
-    velocity = () if projections.velocity is None else (projections.velocity,)
-    return (*projections.sif, *projections.tif, *projections.decoder, projections.frames, *velocity)
+    return (*projections.sif, *projections.tif, *projections.decoder, projections.frames)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stif_rt.bundle import read_bundle
-from stif_rt.dtypes import parse_dtype
 from stif_rt.engines import Engine, make_bundle_engine, make_engine
 from stif_rt.geometry import Box, Geometry, make_geometry, to_pixels, warp_coordinates
 from stif_rt.graphs import FrameGraphs
@@ -31,6 +30,7 @@ LARGEST_SIDE = 1 << 16
 BUNDLED = "stif-s.safetensors"
 SMALLEST_PIECE = 256
 """Output pixels below which a frame is not split further, whatever the memory budget."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Picture = NDArray[np.uint8] | NDArray[np.float32] | Tensor
 Times = float | Sequence[float] | NDArray[np.floating] | Tensor
@@ -154,10 +154,8 @@ class Runtime:
             raise ValueError(f"both frames must have one size (h, w), not {sizes}")
         frames = torch.stack([frame.to(self.device) for frame in pair])[None]
         h, w = frames.shape[-2:]
-        unit = self.config.multiple
-        padded = F.pad(frames.flatten(0, 1), (0, -w % unit, 0, -h % unit), mode="replicate")[None]
-        # cropped again, so that coordinates are those of the frames
-        features = self._engine(padded).cropped((h, w), self.config.feature_stride)
+        padded = F.pad(frames.flatten(0, 1), (0, -w % 4, 0, -h % 4), mode="replicate")[None]
+        features = self._engine(padded)[..., :h, :w]  # cropped again, so that coordinates are those of the frames
         projections = self._kernels.project(features, frames)
         self._pair = _Pair(projections if self._graphs is None else self._graphs.take(projections), (h, w))
 
@@ -286,12 +284,14 @@ def _geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int],
 
 
 def _choose(device: str, dtype: str, max_memory: int, use_graph: bool) -> tuple[torch.device, torch.dtype]:
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
     if max_memory <= 0:
         raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
     place = choose_device(device)
     if use_graph and place.type != "cuda":
         raise ValueError(f"use_graph needs a CUDA GPU, and the device is {place.type!r}")
-    return place, choose_dtype(place) if dtype == "auto" else parse_dtype(dtype)
+    return place, choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
 
 
 def bundled_weights() -> Path:

@@ -1,15 +1,13 @@
 """Option types that several commands share, and how their text is parsed."""
 
-import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stif_rt.dtypes import DTYPES
-
 NETWORK = "Network"
+DTYPES = ("float32", "float16", "bfloat16")
 BACKENDS = ("triton", "cpu", "reference")
 ENGINES = ("compiled", "torch")
 """Names for help, as the modules have them that are too slow to import for it; a test compares."""
@@ -26,14 +24,8 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.", rich_help_panel=NETWORK),
 ]
-
-
-def parse_size(text: str, option: str) -> tuple[int, int]:
-    """(width, height) from WIDTHxHEIGHT; ``option`` names it in errors."""
-    match = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", text.strip())
-    if match is None:
-        raise ValueError(f"{option} {text}: give WIDTHxHEIGHT, such as 320x180")
-    return int(match[1]), int(match[2])
+MaxCache = Annotated[str, typer.Option(help="How much decoding may add to the cache, such as 500GB.")]
+MAX_CACHE = "100GB"
 
 
 def parse_rate(text: str, option: str) -> Fraction:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stif_rt.dtypes import dtype_name
 from stif_rt.runtime import Runtime, bundled_weights
 from stif_rt.version import VERSION
 from stif_rt.video.layout import Layout, make_layout
@@ -91,7 +90,7 @@ def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str
         "output": str(job.output.absolute()),
         "options": asdict(job.options),
         "weights": _weights_identity(weights),
-        "dtype": dtype_name(runtime.dtype),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
     }
     return json.loads(json.dumps(description, default=str))
 

@@ -108,10 +108,6 @@ class Reader(Protocol):
         """
         ...
 
-    def starts(self) -> list[Fraction]:
-        """When each frame starts, without converting any picture."""
-        ...
-
     def close(self) -> None: ...
 
 
@@ -370,15 +366,6 @@ class VideoReader:
             if decoder is not None:
                 decoder.close()
 
-    def starts(self) -> list[Fraction]:
-        """See ``Reader.starts``."""
-        ticks, exact = self._packet_times
-        if exact:
-            return [tick * self._time_base - self.origin for tick in ticks]
-        with contextlib.closing(_Decoder(self.path, Notices())) as decoder:
-            shown = timeline(self._timed(decoder.pictures()), 1 / self.rate)
-            return [start - self.origin for start, _, _ in shown]
-
     def close(self) -> None:
         """Nothing to do: every iterator closes its own file."""
 
@@ -477,10 +464,6 @@ class ImageReader:
         """See ``Reader.read``."""
         for begin, finish, file in _window(self._shown, start, end, context):
             yield _frame(begin, finish, _read_picture(file), (self.height, self.width))
-
-    def starts(self) -> list[Fraction]:
-        """See ``Reader.starts``."""
-        return [item.start for item in self._shown]
 
     def close(self) -> None:
         """Nothing to do: no file is open between two frames."""

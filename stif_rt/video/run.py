@@ -12,7 +12,6 @@ import av
 import av.container
 import numpy as np
 
-from stif_rt.files import publish
 from stif_rt.runtime import Runtime
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.notices import Notice
@@ -20,7 +19,7 @@ from stif_rt.video.options import Cancellation, Progress, ProgressCallback, Rend
 from stif_rt.video.reader import Image, VideoReader
 from stif_rt.video.render import NetworkRenderer, PairRenderer, pictures
 from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, write_segments
-from stif_rt.video.workspace import Workspace, open_workspace
+from stif_rt.video.workspace import Workspace, open_workspace, publish
 from stif_rt.video.writer import CODECS, ImageWriter, VideoWriter, copied_audio, publish_images
 
 

@@ -3,27 +3,20 @@
 import torch
 
 from helpers.cases import Case
-from stif_rt.geometry import Box, cell_count, make_geometry
-from stif_rt.model.config import Config
-from stif_rt.model.encoder import Features
+from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 
-def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Tensor, torch.Tensor]:
-    """Features as an encoder of that configuration returns them, with a velocity of several pixels; frames; times."""
-    config = config or Config()
+def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    cells = [cell_count(n, config.feature_stride) for n in case.inputs]
-    maps = torch.rand(case.batch, 3, 64, *cells) - 0.5
+    features = torch.rand(case.batch, 3, 64, *case.inputs) - 0.5
     times = torch.tensor(case.times).expand(case.batch, -1) * torch.linspace(1, 0.5, case.batch)[:, None]
-    frames = torch.rand(case.batch, 2, 3, *case.inputs)
-    velocity = 4 * torch.randn(case.batch, 2, *cells) if config.motion else None
-    return Features(maps, velocity), frames, times.contiguous()
+    return features, torch.rand(case.batch, 2, 3, *case.inputs), times.contiguous()
 
 
 def run(kernels, config, case, region=None, box=None):
     """Both passes over ``region``; the spatial feature over ``box``."""
-    features, frames, times = inputs(case, config)
+    features, frames, times = inputs(case)
     whole = Box(0, 0, *case.outputs)
     region, box = region or whole, box or whole
     with torch.inference_mode():
@@ -35,8 +28,7 @@ def run(kernels, config, case, region=None, box=None):
 
 
 def expected(model: ImplicitFunctions, case: Case, dtype=torch.float32):
-    features, frames, times = inputs(case, model.config)
-    features, frames, times = Features(features.maps.to(dtype), features.velocity), frames.to(dtype), times.to(dtype)
+    features, frames, times = (x.to(dtype) for x in inputs(case))
     with torch.no_grad():
         found = [model.to(dtype)(features, frames, times[:, n], case.outputs) for n in range(times.shape[1])]
 
@@ -45,4 +37,4 @@ def expected(model: ImplicitFunctions, case: Case, dtype=torch.float32):
         return None if parts[0] is None else torch.stack(parts, 1)
 
     sif, flow = (None if (x := stack(name)) is None else x.movedim(2, -1) for name in ("sif", "flow"))
-    return sif if sif is None or model.config.sif_time else sif[:, :1], flow, stack("rgb")
+    return sif, flow, stack("rgb")
