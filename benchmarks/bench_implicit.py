@@ -13,6 +13,7 @@ from helpers.models import functions
 from benchmarks.conftest import DEVICES, DTYPES
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
 from stif_rt.ops.implicit import BACKENDS, make_kernels
 from stif_rt.ops.implicit.interface import Kernels, Projections
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
@@ -49,7 +50,7 @@ def work(network: FoldedSiren | None) -> int:
 
 def inputs(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    features = torch.rand(case.batch, 3, 64, *case.inputs) - 0.5
+    features = Features(torch.rand(case.batch, 3, 64, *case.inputs) - 0.5)
     times = torch.tensor(case.times).repeat(case.batch, 1)
     return features.to(device), torch.rand(case.batch, 2, 3, *case.inputs).to(device), times.to(device)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.cases import CASES, MEASURED
 
-from stif_rt.timing import time_steps
+from stif_rt.speed import laps
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,7 +49,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
     n, size = (1024, 1 << 26) if device.type == "cpu" else (8192, 1 << 28)
 
     def fastest(work: Callable[[], object]) -> float:
-        return min(time_steps((work() for _ in range(5)), device))
+        return min(laps((work() for _ in range(5)), device))
 
     seconds = []
     for kind in (dtype, torch.float32):

@@ -26,6 +26,7 @@ from rich.table import Table
 from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 from stif_rt.ops.deform_conv import deform_conv2d_reference
@@ -33,7 +34,7 @@ from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
-from stif_rt.video.writer import video_writer
+from stif_rt.video.writer import write_video
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
 PIXELS = OUTPUTS[0] * OUTPUTS[1]
@@ -68,7 +69,8 @@ def products(dtype: torch.dtype) -> Row:
 
 def frame_rows(model: STIF, floors: dict[torch.dtype, str]) -> list[Row]:
     """One frame: the model's own form, the reference, every instruction set that runs here."""
-    features, frames, times = torch.rand(1, 3, 64, *INPUTS) - 0.5, torch.rand(1, 2, 3, *INPUTS), torch.tensor([[0.5]])
+    features, frames = Features(torch.rand(1, 3, 64, *INPUTS) - 0.5), torch.rand(1, 2, 3, *INPUTS)
+    times = torch.tensor([[0.5]])
     geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS), Box(0, 0, *OUTPUTS)
 
     def frame(kernels: Kernels) -> Callable[[], object]:
@@ -182,9 +184,7 @@ def video_rate(frames_per_pair: int = 8) -> float:
     picture = np.kron(rng.integers(0, 256, (23, 45, 3)), np.ones((8, 8, 1), int))[:180, :320].astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.mp4", Path(folder) / "out.mp4"
-        with video_writer(source, INPUTS, Fraction(24), 16) as writer:
-            for n in range(4):
-                writer.write(np.roll(picture, 2 * n, 1))
+        write_video(source, (np.roll(picture, 2 * n, 1) for n in range(4)), Fraction(24))
         command = [sys.executable, "-m", "stif_rt.cli", "render", source, target, "--time-scale", str(frames_per_pair)]
         start = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True, capture_output=True)

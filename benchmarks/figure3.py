@@ -34,7 +34,7 @@ from benchmarks.measure import (
 from benchmarks.methods import METHODS, SCALE, Method, Size
 from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.timing import time_steps
+from stif_rt.speed import laps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)
@@ -100,8 +100,8 @@ def measure_all(
 
     def sample(line: Line, time_scale: int) -> dict[str, Any]:
         method = loaded(line)
-        loaded.warm_up(line, lambda: time_steps(pair(method, frames, time_scale), loaded.device))
-        encode, *made = time_steps(pair(method, frames, time_scale), loaded.device)
+        loaded.warm_up(line, lambda: laps(pair(method, frames, time_scale), loaded.device))
+        encode, *made = laps(pair(method, frames, time_scale), loaded.device)
         assert len(made) == time_scale
         return {"encode": encode, "frames": made}
 

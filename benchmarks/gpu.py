@@ -22,6 +22,7 @@ from benchmarks import kernel_report
 from stif_rt.engines import make_engine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import CONFIGS
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
 from stif_rt.ops.deform_conv import deform_conv2d_reference
@@ -51,7 +52,7 @@ def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
 def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -> dict[str, Any]:
     """Times of projections and both passes; and how far the picture is from the float32 reference's."""
     generator = torch.Generator(device).manual_seed(0)
-    features = torch.rand(1, 3, 64, *INPUTS, device=device, generator=generator) - 0.5
+    features = Features(torch.rand(1, 3, 64, *INPUTS, device=device, generator=generator) - 0.5)
     frames = torch.rand(1, 2, 3, *INPUTS, device=device, generator=generator)
     times = torch.tensor([[0.5]], device=device)
     geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS).to(device), Box(0, 0, *OUTPUTS)

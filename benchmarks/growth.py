@@ -35,7 +35,7 @@ from benchmarks.measure import (
 )
 from benchmarks.methods import Method, Size
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.timing import time_steps
+from stif_rt.speed import laps
 
 MEGAPIXELS = [0.1, 0.25, 0.5, 1, 2, 4, 8]
 FRAMES = [1, 2, 4, 8, 16]
@@ -110,7 +110,7 @@ def once(method: Method, frames: torch.Tensor, megapixels: float, count: int) ->
         peaks.append(PeakMemory(frames.device))
         yield from method.frames(pair, count, size)
 
-    encode, *made = time_steps(steps(), frames.device)
+    encode, *made = laps(steps(), frames.device)
     return {"encode": encode, "frames": sum(made), "memory": peaks[0].bytes()}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stif_rt.geometry import LIMIT, Axis, Geometry
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 
 
@@ -23,7 +24,7 @@ class FullNetwork(nn.Module):
         self.flow_unit = model.config.flow_unit
 
     def forward(self, frames: Tensor, t: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        features = self.encoder(frames).float()
+        features = Features(self.encoder(frames).float())
         h, w = frames.shape[-2:]
         geometry = Geometry(
             *(make_axis(n, pixels, self.grid, self.flow_unit) for n, pixels in ((h, rows), (w, columns)))
@@ -49,5 +50,6 @@ def make_axis(
         origin = -several.double()
         step = several * 2 / (outputs - 1).clamp(min=1)
     unit = outputs / inputs if flow_unit == "input" else torch.ones(())
-    numbers = (cast(float, number.float()) for number in (origin, step, unit))  # that depend on data
-    return Axis(inputs, pixels.shape[0], cells.long(), relative, positions, *numbers)
+    numbers = (cast(float, number.float()) for number in (origin, step, unit, outputs / inputs))  # that depend on data
+    first, distance, counted, scale = numbers
+    return Axis(inputs, pixels.shape[0], cells.long(), relative, positions, first, distance, counted, scale)

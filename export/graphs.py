@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.files import write_whole
+from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import Config
-from stif_rt.model.encoder import Encoder
-from stif_rt.model.stif import STIF
+from stif_rt.model.stif import STIF, AnyEncoder
 from stif_rt.ops.deform_conv import override_deform_conv2d
 
 from . import deform_conv
@@ -53,16 +53,19 @@ TRANSLATIONS: dict[Any, Any] = {torch.ops.prims.fmax.default: _fmax, torch.ops.p
 class _Encoder(nn.Module):
     """float32 frames in, whatever the encoder's dtype."""
 
-    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: AnyEncoder, dtype: torch.dtype) -> None:
         super().__init__()
+        if isinstance(encoder, CompactEncoder):
+            raise ValueError("networks with motion cannot be exported as graphs yet")
         self.encoder = copy.deepcopy(encoder).to("cpu", dtype).eval().requires_grad_(False)
         self.dtype = dtype
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.encoder(frames.to(self.dtype))
+        features: Tensor = self.encoder(frames.to(self.dtype)).maps
+        return features
 
 
-def encoder_graph(encoder: Encoder, config: Config, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
+def encoder_graph(encoder: AnyEncoder, config: Config, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
     """The encoder as traced: deformable convolutions are ``stif::ModulatedDeformConv2d``. For ``finish``.
 
     Input ``frames``: float32 [B, 2, 3, h, w]. Output ``features``: dtype [B, 3, 64, h, w]. h and w multiples of 4.

@@ -58,7 +58,7 @@ def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | No
     for size in dict.fromkeys(sizes):
         frames = torch.rand(size.batch, 2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            cases.append((frames, encoder(frames)))
+            cases.append((frames, encoder(frames).maps))
 
     results = []
     for name in engines(bundle) if names is None else names:
@@ -79,7 +79,7 @@ def _compare(
     name: str, engine: Engine, device: torch.device, frames: Tensor, expected: Tensor, tolerance: float
 ) -> Result:
     given = frames.to(device)
-    found = engine(given).float().cpu()
+    found = engine(given).maps.float().cpu()
     times = []
     for _ in range(TRIALS):
         start = time.perf_counter()

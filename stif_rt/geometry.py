@@ -42,12 +42,16 @@ class Box(NamedTuple):
 class Axis:
     """One axis (height or width) of a frame that is rendered at another size. N output pixels from n input pixels.
 
+    The encoder's maps have one cell for every ``feature_stride`` pixels of the frames, and one more for a remainder.
+
     inputs, outputs: n and N.
-    cells: int64 [N], the input pixel nearest to each output pixel.
-    relative: float32 [N], distance from that input pixel's centre, in input pixels times two (normalised times n).
-    positions: float32 [N], where each output pixel lies, in input pixels; from -0.5 to n - 0.5.
+    cells: int64 [N], the cell nearest to each output pixel.
+    relative: float32 [N], distance from that cell's centre, in cells times two.
+    positions: float32 [N], where each output pixel lies, in cells; from -0.5 to n / feature_stride - 0.5.
     origin, step: base grid of the warp. Output pixel j with flow u reads at origin + step * (j + u), normalised.
     flow_unit: what TIF's flow is counted in, in output pixels.
+    scale: output pixels per input pixel, N / n.
+    stride: the feature stride.
     """
 
     inputs: int
@@ -58,6 +62,13 @@ class Axis:
     origin: float
     step: float
     flow_unit: float
+    scale: float
+    stride: int = 1
+
+    @property
+    def extent(self) -> float:
+        """Cells from edge to edge of the frame; a normalised coordinate of -1 is the first edge, 1 the last."""
+        return self.inputs / self.stride
 
     def to(self, device: torch.device | str) -> "Axis":
         return replace(
@@ -73,6 +84,7 @@ def make_axis(
     outputs: int,
     grid: Literal["corners", "centres"],
     flow_unit: Literal["input", "output"] = "output",
+    stride: int = 1,
 ) -> Axis:
     """The tables of one axis, on the CPU.
 
@@ -83,10 +95,11 @@ def make_axis(
     i = np.arange(outputs, dtype=f32)
     y = f32(-1 + 1 / outputs) + f32(2 / outputs) * i
     y = np.clip(y, f32(-LIMIT), f32(LIMIT))
-    positions = ((y + f32(1)) * f32(inputs) - f32(1)) / f32(2)
-    cells = np.clip(np.rint(positions), 0, inputs - 1)
-    centres = f32(-1) + (f32(2) * cells + f32(1)) / f32(inputs)
-    relative = (y - centres) * f32(inputs)
+    extent = f32(inputs / stride)
+    positions = ((y + f32(1)) * extent - f32(1)) / f32(2)
+    cells = np.clip(np.rint(positions), 0, cell_count(inputs, stride) - 1)
+    centres = f32(-1) + (f32(2) * cells + f32(1)) / extent
+    relative = (y - centres) * extent
     if grid == "centres":
         origin, step = -1 + 1 / outputs, 2 / outputs
     elif outputs > 1:
@@ -102,7 +115,14 @@ def make_axis(
         origin,
         step,
         outputs / inputs if flow_unit == "input" else 1.0,
+        outputs / inputs,
+        stride,
     )
+
+
+def cell_count(pixels: int, stride: int) -> int:
+    """Cells of a map along an axis of that many pixels."""
+    return -(-pixels // stride)
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,15 @@ class Geometry:
         """(H, W) of the output."""
         return self.vertical.outputs, self.horizontal.outputs
 
+    @property
+    def pixel_size(self) -> float:
+        """Side of an output pixel in input pixels, at most 1: what a model with ``Config.scale`` is told.
+
+        Of different scales along the axes, the geometric mean; and of a picture that is shrunk, what one of the same
+        size has, because nothing is enlarged in either.
+        """
+        return min(1.0, (self.vertical.scale * self.horizontal.scale) ** -0.5)
+
     def to(self, device: torch.device | str) -> "Geometry":
         return Geometry(self.vertical.to(device), self.horizontal.to(device))
 
@@ -129,7 +158,8 @@ class Geometry:
 def make_geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int]) -> Geometry:
     """Geometry, on the CPU, of a frame rendered from ``inputs`` (h, w) at ``outputs`` (H, W)."""
     grid = config.grid if config.flow else "centres"  # without flow, the decoder reads at the query position itself
-    return Geometry(*(make_axis(n, N, grid, config.flow_unit) for n, N in zip(inputs, outputs, strict=True)))
+    sizes = zip(inputs, outputs, strict=True)
+    return Geometry(*(make_axis(n, N, grid, config.flow_unit, config.feature_stride) for n, N in sizes))
 
 
 def in_output_pixels(flow: Tensor, geometry: Geometry) -> Tensor:
@@ -154,6 +184,6 @@ def warp_coordinates(flow: Tensor, axis: Axis, first: int, dim: int) -> Tensor:
     return torch.fmin(torch.fmax(axis.origin + axis.step * (pixel + flow), -limit), limit)
 
 
-def to_pixels(coordinate: Tensor, size: int) -> Tensor:
-    """Position in pixels of a map of ``size`` pixels that a normalised coordinate reads."""
+def to_pixels(coordinate: Tensor, size: float) -> Tensor:
+    """Position in pixels that a normalised coordinate reads, of a map that has ``size`` pixels from edge to edge."""
     return ((coordinate + 1) * size - 1) / 2

@@ -73,4 +73,5 @@ class FrameGraphs:
 
 
 def _tensors(projections: Projections) -> tuple[Tensor, ...]:
-    return (*projections.sif, *projections.tif, *projections.decoder, projections.frames)
+    velocity = () if projections.velocity is None else (projections.velocity,)
+    return (*projections.sif, *projections.tif, *projections.decoder, projections.frames, *velocity)

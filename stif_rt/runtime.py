@@ -154,8 +154,10 @@ class Runtime:
             raise ValueError(f"both frames must have one size (h, w), not {sizes}")
         frames = torch.stack([frame.to(self.device) for frame in pair])[None]
         h, w = frames.shape[-2:]
-        padded = F.pad(frames.flatten(0, 1), (0, -w % 4, 0, -h % 4), mode="replicate")[None]
-        features = self._engine(padded)[..., :h, :w]  # cropped again, so that coordinates are those of the frames
+        unit = self.config.multiple
+        padded = F.pad(frames.flatten(0, 1), (0, -w % unit, 0, -h % unit), mode="replicate")[None]
+        # cropped again, so that coordinates are those of the frames
+        features = self._engine(padded).cropped((h, w), self.config.feature_stride)
         projections = self._kernels.project(features, frames)
         self._pair = _Pair(projections if self._graphs is None else self._graphs.take(projections), (h, w))
 

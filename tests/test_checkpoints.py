@@ -43,9 +43,7 @@ def test_half_precision_weights_become_float32(tiny_model, tmp_path):
         torch.testing.assert_close(value, tiny_model.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "variant", [name for name in VARIANTS if name not in ("fixed", "centres", "residual", "stif-s")]
-)
+@pytest.mark.parametrize("variant", ["paper", "-f", "-m", "-s", "-f -m", "-f -s"])
 @pytest.mark.parametrize("encoder", [TINY, {"front_blocks": 3, "back_blocks": 0, "recurrent": False}])
 def test_configuration_is_inferred(variant, encoder):
     config = Config(**{**VARIANTS[variant].to_dict(), **encoder})

@@ -10,6 +10,7 @@ from helpers.models import TINY, fill_model
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.model.config import CONFIGS, Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 
 onnx = pytest.importorskip("onnx")
@@ -54,7 +55,7 @@ def features(running, frames):
 
 def encode(model, frames):
     with torch.no_grad():
-        return model.encode(frames)
+        return model.encode(frames).maps
 
 
 SIZES = [(2, 32, 48), (1, 4, 4), (1, 60, 36), (3, 8, 64)]
@@ -167,7 +168,7 @@ def test_whole_network_at_any_size(monkeypatch, fields):
     ):
         frames, times = random_frames(B, *inputs), torch.linspace(0, 1, B + 2)[1:-1]
         with torch.no_grad():
-            expected = model.decode(stem(frames), frames, times, outputs).rgb
+            expected = model.decode(Features(stem(frames)), frames, times, outputs).rgb
         given = {"frames": frames.numpy(), "t": times.numpy(), "size": np.array(outputs)}
         torch.testing.assert_close(torch.from_numpy(running.run(None, given)[0]), expected, atol=1e-4, rtol=0)
 
@@ -228,10 +229,10 @@ def paper_half(paper_model):
     return graphs.encoder_graph(paper_model.encoder, paper_model.config, torch.float16, RANGE)
 
 
-@pytest.mark.parametrize("name", ["stif-s", "stif"])
+@pytest.mark.parametrize("name", ["stif-s-dcn", "stif"])
 def test_tensorrt_rtx_builds_the_encoder(rtx, request, name, tmp_path):
     """Dynamic shapes, float16."""
-    model, traced = {"stif-s": ("compact_model", "compact_half"), "stif": ("paper_model", "paper_half")}[name]
+    model, traced = {"stif-s-dcn": ("compact_model", "compact_half"), "stif": ("paper_model", "paper_half")}[name]
     model = request.getfixturevalue(model)
     assert model.config == CONFIGS[name]
     graph = graphs.finish(request.getfixturevalue(traced), "grid-sample", 20)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from helpers.cases import CASES, VARIANTS, Case
+import torch.nn.functional as F
+from helpers.cases import CASES, LEARNED, MOTION, VARIANTS, Case
 from helpers.implicit import expected, inputs, run
 from helpers.models import functions
 
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
+from stif_rt.model.implicit_functions import ImplicitFunctions, first_share
 from stif_rt.ops.implicit import BACKENDS, make_kernels, reference
 
 CPU = torch.device("cpu")
@@ -51,8 +54,10 @@ def test_half_precision_is_as_good_as_pytorch(backend, dtype):
     if reason := BACKENDS[backend].unavailable_reason(Config(), CPU, dtype):
         pytest.skip(reason)
     case = Case("half", (16, 20), (40, 56), (0.3,))
-    features, frames, times = inputs(case)
-    for config in (Config(), Config(grid="centres", residual=True)):
+    for config in (Config(), Config(grid="centres", residual=True), VARIANTS["compact"]):
+        if BACKENDS[backend].unavailable_reason(config, CPU, dtype):
+            continue
+        features, frames, times = inputs(case, config)
         exact = expected(functions(config), case, torch.float64)[2]
         with torch.no_grad():
             plain = functions(config).to(dtype)(
@@ -62,6 +67,79 @@ def test_half_precision_is_as_good_as_pytorch(backend, dtype):
         found = run(make_kernels(backend, functions(config), CPU, dtype), config, case)[2]
         assert found.dtype == torch.float32
         assert (found.double() - exact).square().mean().sqrt() <= allowed
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("variant", ["compact", "compact at stride 2"])
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_motion_matches_the_model(backend, variant, case):
+    config = VARIANTS[variant]
+    if reason := BACKENDS[backend].unavailable_reason(config, CPU, torch.float32):
+        pytest.skip(reason)
+    found = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
+    for name, a, b in zip(("feature", "flow", "rgb"), found, expected(functions(config), case), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_a_feature_without_time_is_computed_once(backend):
+    """What is handed in is used, and makes the same picture."""
+    config, case = VARIANTS["compact"], Case("again", (8, 10), (21, 24), (0.2, 0.9))
+    if reason := BACKENDS[backend].unavailable_reason(config, CPU, torch.float32):
+        pytest.skip(reason)
+    kernels = make_kernels(backend, functions(config), CPU, torch.float32)
+    features, frames, times = inputs(case, config)
+    geometry, whole = make_geometry(config, case.inputs, case.outputs), Box(0, 0, *case.outputs)
+    with torch.inference_mode():
+        projections = kernels.project(features, frames)
+        feature, flow = kernels.implicit(projections, times[:, :1], geometry, whole)
+        assert feature.shape == (1, 1, 21, 24, 64)
+        same, later = kernels.implicit(projections, times, geometry, whole, feature)
+        assert same is feature
+        torch.testing.assert_close(later[:, :1], flow, atol=1e-5, rtol=0)
+        _, moved = kernels.implicit(projections, times, geometry, whole, feature + 1)
+        assert (moved - later).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_untrained_motion_follows_a_given_velocity(backend, stride):
+    """A picture that moves by (5, -3) pixels, at three times and in the input's size: the same picture, moved."""
+    config = Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=stride)
+    if reason := BACKENDS[backend].unavailable_reason(config, CPU, torch.float32):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    model = ImplicitFunctions(config)
+    picture = torch.rand(3, 41, 47)
+    frames = torch.stack((picture, picture.roll((-3, 5), (1, 2))))[None]
+    cells = [cell_count(n, stride) for n in (41, 47)]
+    velocity = torch.tensor((5.0, -3.0)).view(1, 2, 1, 1).expand(1, 2, *cells).contiguous()
+    kernels, geometry = make_kernels(backend, model, CPU, torch.float32), make_geometry(config, (41, 47), (41, 47))
+    times, whole = torch.tensor([[0.0, 0.2, 1.0]]), Box(0, 0, 41, 47)
+    with torch.inference_mode():
+        projections = kernels.project(Features(torch.rand(1, 3, 64, *cells), velocity), frames)
+        feature, flow = kernels.implicit(projections, times, geometry, whole)
+        rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)[0]
+    torch.testing.assert_close(rgb[[0, 2]], frames[0], atol=2e-4, rtol=0)
+    inner = (slice(None), slice(8, -8), slice(8, -8))
+    shifts = ((1.0, -0.6), (-4.0, 2.4))  # from t = 0.2 to the first frame and to the second
+    grids = [torch.eye(2, 3)[None].clone() for _ in shifts]
+    for grid, (x, y) in zip(grids, shifts, strict=True):
+        grid[0, :, 2] = torch.tensor((-2 * x / 47, -2 * y / 41))
+    reads = [
+        F.grid_sample(frame[None], F.affine_grid(grid, (1, 3, 41, 47), align_corners=False), "bicubic", "border",
+                      align_corners=False)[0]
+        for frame, grid in zip(frames[0], grids, strict=True)
+    ]  # fmt: skip
+    torch.testing.assert_close(rgb[1][inner], (0.8 * reads[0] + 0.2 * reads[1])[inner], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("value", [-1e9, -9.0, 9.0, 1e9])
+def test_blend_never_divides_by_zero(value):
+    time = torch.tensor([0.0, 0.5, 1.0])
+    share = first_share(torch.full((3,), value), time)
+    assert share[[0, 2]].tolist() == [1, 0]
+    assert (share[1] > 0.5) == (value > 0)
 
 
 @pytest.mark.parametrize("backend", RUNNABLE)
@@ -77,32 +155,34 @@ def test_a_region_equals_that_part_of_the_whole(backend):
     torch.testing.assert_close(feature, whole_feature[:, :, 2:32, 3:43], atol=1e-5, rtol=0)
 
 
-def test_reference_does_not_depend_on_its_chunks(monkeypatch):
-    config, case = Config(), Case("chunks", (9, 12), (31, 45), (0.2, 0.7))
+@pytest.mark.parametrize("variant", ["paper", "compact", "compact at stride 2"])
+def test_reference_does_not_depend_on_its_chunks(monkeypatch, variant):
+    config, case = VARIANTS[variant], Case("chunks", (9, 12), (31, 45), (0.2, 0.7))
     kernels = reference.build(functions(config), CPU, torch.float32)
     _, _, whole = run(kernels, config, case)
     monkeypatch.setattr(reference, "CHUNK_PIXELS", 1)
     torch.testing.assert_close(run(kernels, config, case)[2], whole, atol=1e-5, rtol=0)
 
 
-def test_reference_gradients_match_the_model():
-    config = Config(grid="centres", residual=True)
+@pytest.mark.parametrize("variant", ["residual", "compact", "compact at stride 2"])
+def test_reference_gradients_match_the_model(variant):
+    config = VARIANTS[variant]
     case = Case("gradient", (6, 8), (15, 20), (0.3,))
-    features, frames, times = inputs(case)
+    features, frames, times = inputs(case, config)
     gradients = []
     for fast in (False, True):
         model = functions(config)
-        leaf = features.clone().requires_grad_()
+        leaves = [x.clone().requires_grad_() for x in features if x is not None]
         if fast:
             kernels = reference.ReferenceKernels(reference.fold(model, reference.RADIANS))
-            projections = kernels.project(leaf, frames)
+            projections = kernels.project(Features(*leaves), frames)
             geometry, whole = make_geometry(config, case.inputs, case.outputs), Box(0, 0, *case.outputs)
             feature, flow = kernels.implicit(projections, times, geometry, whole)
             rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)[:, 0]
         else:
-            rgb = model(leaf, frames, times[:, 0], case.outputs).rgb
+            rgb = model(Features(*leaves), frames, times[:, 0], case.outputs).rgb
         rgb.square().mean().backward()
-        gradients.append([leaf.grad, *(p.grad for p in model.parameters())])
+        gradients.append([*(leaf.grad for leaf in leaves), *(p.grad for p in model.parameters())])
     for plain, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import kernel_report
 from stif_rt.geometry import Box, Geometry, make_geometry
 from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import triton_backend
 from stif_rt.ops.implicit.weights import TURNS, fold
@@ -59,7 +60,7 @@ def test_interpreter_agrees_with_the_model():
 
 def inputs(config: Config, size: tuple[int, int], outputs: tuple[int, int], times: int = 1):
     torch.manual_seed(0)
-    features, frames = torch.rand(1, 3, 64, *size) - 0.5, torch.rand(1, 2, 3, *size)
+    features, frames = Features(torch.rand(1, 3, 64, *size) - 0.5), torch.rand(1, 2, 3, *size)
     return features, frames, torch.linspace(0, 1, times + 2)[None, 1:-1], make_geometry(config, size, outputs)
 
 

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.cases import VARIANTS
+from helpers.cases import MOTION, VARIANTS
 from helpers.models import GOLDEN, TINY, fill_model
 
 from stif_rt.model.config import CONFIGS, Config
-from stif_rt.model.encoder import StateAlignment
+from stif_rt.model.encoder import Features, StateAlignment
 from stif_rt.model.stif import STIF
 
 TOLERANCE = {"features": 5e-6, "sif": 5e-6, "flow": 3e-5, "rgb": 1e-5}
@@ -19,7 +19,7 @@ def test_matches_golden_tensors(paper_model, name):
     frames, size = torch.from_numpy(golden["frames"]), tuple(golden["size"].tolist())
     with torch.no_grad():
         features = paper_model.encode(frames)
-        found = {"features": features, "sif": [], "flow": [], "rgb": []}
+        found = {"features": features.maps, "sif": [], "flow": [], "rgb": []}
         for t in golden["times"].tolist():
             decoded = paper_model.decode(features, frames, torch.full((len(frames),), t), size)
             found["sif"].append(decoded.sif.movedim(1, -1))
@@ -37,14 +37,15 @@ def test_published_names_and_shapes():
     assert sum(p.numel() for p in model.parameters()) == 11_312_698
 
 
-def test_compact_configuration_stays_within_its_budget():
-    """At most 3 M multiply-adds per low-resolution pixel."""
+@pytest.mark.parametrize(("name", "least", "most"), [("stif-s", 1.5e6, 2.2e6), ("stif-i", 0.04e6, 0.06e6)])
+def test_compact_encoders_stay_within_their_budgets(name, least, most):
+    """Multiply-adds per pixel of the frames."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = STIF(CONFIGS["stif-s"])
+    model = STIF(CONFIGS[name])
     with FlopCounterMode(display=False) as counter:  # gradients on: the form whose operations are all counted
-        model.encode(torch.rand(1, 2, 3, 32, 64))
-    assert 2e6 < counter.get_total_flops() / 2 / (32 * 64) <= 3e6
+        model.encode(torch.rand(1, 2, 3, 64, 128))
+    assert least < counter.get_total_flops() / 2 / (64 * 128) <= most
 
 
 def test_untrained_residual_model_is_a_blend():
@@ -57,8 +58,11 @@ def test_untrained_residual_model_is_a_blend():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_of_every_variant_learns(variant):
     config = VARIANTS[variant]
-    model = fill_model(STIF(Config(**{**config.to_dict(), **TINY}))).train()
-    model(torch.rand(1, 2, 3, 8, 8), torch.tensor([0.5]), (16, 16)).sum().backward()
+    blocks = {} if config.motion else TINY
+    model = fill_model(STIF(Config(**{**config.to_dict(), **blocks}))).train()
+    side = 2 * config.multiple  # so that the coarsest level has gradients
+    time = torch.tensor([0.5 if config.fixed_time else 0.4])
+    model(torch.rand(1, 2, 3, side, side), time, (20, 20)).square().sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
 
@@ -67,9 +71,9 @@ def test_recurrent_stage_sees_both_directions():
     model = fill_model(STIF(Config(**{**TINY, "recurrent": True})))
     frames = torch.rand(1, 2, 3, 8, 8)
     with torch.no_grad():
-        before = model.encode(frames)
+        before = model.encode(frames).maps
         frames[:, 1] = 1 - frames[:, 1]
-        after = model.encode(frames)
+        after = model.encode(frames).maps
     assert all((before[:, n] - after[:, n]).abs().max() > 1e-3 for n in range(3))
 
 
@@ -81,23 +85,45 @@ def test_encoder_refuses_other_shapes(tiny_model, shape):
 
 def test_fixed_model_knows_one_time():
     model = STIF(Config(**TINY, fixed_time=True))
-    features, frames = torch.rand(1, 3, 64, 4, 4), torch.rand(1, 2, 3, 4, 4)
+    features, frames = Features(torch.rand(1, 3, 64, 4, 4)), torch.rand(1, 2, 3, 4, 4)
     assert model.decode(features, frames, torch.tensor([0.5]), (4, 4)).rgb.shape == (1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"0\.5 only"):
         model.decode(features, frames, torch.tensor([0.25]), (4, 4))
 
 
 @pytest.mark.parametrize(
-    "fields", [{"grid": "edges"}, {"back_blocks": -1}, {"single_function": True, "aggregation": False}]
+    ("fields", "message"),
+    [
+        ({"grid": "edges"}, "grid is 'edges'"),
+        ({"back_blocks": -1}, "negative number of residual blocks"),
+        ({"single_function": True, "aggregation": False}, "without aggregation"),
+        ({"motion": True}, "motion needs recurrent = False, and it is True"),
+        (MOTION | {"grid": "corners"}, "motion needs grid = 'centres'"),
+        (MOTION | {"flow": False}, "motion needs flow = True"),
+        ({"blend": True}, "blend says .* without residual"),
+        ({"bicubic": True}, "bicubic says .* without residual"),
+        ({"feature_stride": 2}, "feature_stride is 2; it must be 1 without motion"),
+        (MOTION | {"feature_stride": 3}, "feature_stride is 3; it must be 1 or 2"),
+        (MOTION | {"feature_stride": 2}, "front_blocks must be 0, not 1"),
+        ({"sif_widths": (64, 96)}, r"sif_widths is \(64, 96\); it must be multiples of 64"),
+        ({"tif_widths": (64, 320)}, "tif_widths .* up to 256"),
+        ({"tif_widths": (128, 64)}, "tif_widths .* must begin with 64"),
+        ({"decoder_widths": (64,) * 5}, "decoder_widths .* at most 4 layers"),
+        ({"decoder_widths": 64}, "decoder_widths is 64"),
+        ({"decoder_widths": ()}, "decoder_widths"),
+        ({"decoder_widths": [64, True]}, "decoder_widths"),
+        ({"motion": 1}, "motion is 1; it must be true or false"),
+        ({"front_blocks": "2"}, "front_blocks is '2'; it must be a whole number"),
+    ],
 )
-def test_impossible_configurations_are_refused(fields):
-    with pytest.raises(ValueError, match=r"grid|negative|aggregation"):
+def test_impossible_configurations_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
         Config(**fields)
 
 
 def test_configuration_survives_a_round_trip():
-    for config in CONFIGS.values():
-        assert Config.from_dict(config.to_dict()) == config
+    for config in (*CONFIGS.values(), *VARIANTS.values()):
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="colour_space"):
         Config.from_dict({"colour_space": 1})
 

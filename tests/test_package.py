@@ -36,7 +36,7 @@ def test_wheel_holds_everything(tmp_path, compiler):
 
 def test_bundled_weights_are_the_compact_configuration():
     runtime = Runtime.load()
-    assert runtime.config == CONFIGS["stif-s"]
+    assert runtime.config == CONFIGS["stif-s-dcn"]
     assert bundled_weights().stat().st_size < 8 << 20
 
 

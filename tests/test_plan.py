@@ -3,9 +3,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from stif_rt.video.colour import from_image
 from stif_rt.video.plan import plan
 from stif_rt.video.reader import Frame
-from stif_rt.video.scenes import is_cut, thumbnail
 
 GREY = np.full((8, 8, 3), 100, np.uint8)
 
@@ -14,7 +14,7 @@ def frames(starts, images=None):
     starts = [Fraction(s) for s in starts]
     ends = [*starts[1:], starts[-1] + Fraction(1, 10)]
     images = images or [GREY] * len(starts)
-    return [Frame(*parts) for parts in zip(starts, ends, images, strict=True)]
+    return [Frame(*parts) for parts in zip(starts, ends, map(from_image, images), strict=True)]
 
 
 def shown(pairs):
@@ -68,18 +68,38 @@ def test_cut_before_the_last_frame():
     assert [p.before.image[0, 0, 0] for p in pairs for _ in p.times] == [100, 250, 250, 250]
 
 
-def test_motion_is_not_a_cut():
-    from helpers.videos import picture
+def test_a_cut_far_apart_is_shown_when_the_later_frame_starts():
+    white = np.full((8, 8, 3), 250, np.uint8)
+    pairs = list(plan(frames(["0", "1/2", "1"], [GREY, white, GREY]), Fraction(20)))
+    assert [p.before.image[0, 0, 0] for p in pairs for _ in p.times] == [100] * 10 + [250] * 10 + [100] * 2
 
-    assert not is_cut(thumbnail(picture(0)), thumbnail(picture(1)))
-    assert is_cut(thumbnail(picture(0)), thumbnail(255 - picture(0)))
+
+@pytest.mark.parametrize(("max_gap", "held"), [("1", True), ("3/2", False), ("5/4", False)])
+def test_long_gaps_are_held(max_gap, held):
+    clip = frames(["0", "1/10", "27/20", "29/20"])
+    times = shown(plan(clip, Fraction(20), max_gap=Fraction(max_gap)))
+    expected = [min(k / 20, 1.45) for k in range(31)]
+    if held:
+        expected = [0.1 if 0.1 <= time < 1.35 else time for time in expected]
+    np.testing.assert_allclose(times, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 40), (16, 16), (37, 53)])
-def test_thumbnail_keeps_the_mean(size):
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    small = thumbnail(image)
-    assert small.shape == (min(16, size[0]), min(16, size[1]), 3)
-    rows, columns = (np.diff(np.linspace(0, n, min(16, n) + 1).astype(int)) for n in size)
-    weights = rows[:, None, None] * columns[None, :, None]
-    assert (small * weights).sum() / weights.sum() / 3 == pytest.approx(image.mean() / 255, abs=1e-5)
+def test_the_last_frame_is_shown_after_a_gap():
+    pairs = list(plan(frames(["0", "4"]), Fraction(5)))
+    assert [float(p.before.start) for p in pairs for _ in p.times] == [0.0] * 20 + [4.0]
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 7), (5, 11), (7, 8), (30, None), (36, None), (0, 0), (40, None)])
+@pytest.mark.parametrize("rate", [Fraction(40), Fraction(7), Fraction(60000, 1001)])
+def test_a_part_equals_that_part_of_the_whole(first, stop, rate):
+    clip = frames([Fraction(n, 10) for n in range(9)])
+    whole = shown(plan(clip, rate))
+    assert shown(plan(clip, rate, first=first, stop=stop)) == whole[first:stop]
+
+
+@pytest.mark.parametrize("origin", ["0", "1/4", "17/40"])
+def test_output_starts_at_the_origin(origin):
+    clip = frames([Fraction(n, 10) for n in range(9)])
+    times = shown(plan(clip, Fraction(20), origin=Fraction(origin)))
+    asked = [Fraction(origin) + Fraction(k, 20) for k in range(18)]
+    np.testing.assert_allclose(times, [min(float(t), 0.8) for t in asked if t < Fraction(9, 10)])

@@ -30,7 +30,7 @@ def by_model(model, frames, t, size):
     h, w = pair.shape[-2:]
     padded = F.pad(pair[0], (0, -w % 4, 0, -h % 4), mode="replicate")[None]
     with torch.no_grad():
-        features = model.encode(padded)[..., :h, :w]
+        features = model.encode(padded).cropped((h, w), 1)
         return model.decode(features, pair, torch.tensor([t]), size).rgb[0].clamp(0, 1)
 
 
@@ -143,7 +143,7 @@ def test_flow(runtime, tiny_model, frames):
     pair = torch.stack([torch.from_numpy(f).movedim(-1, 0).float() / 255 for f in frames])[None]
     padded = F.pad(pair[0], (0, 3, 0, 2), mode="replicate")[None]
     with torch.no_grad():
-        features = tiny_model.encode(padded)[..., :18, :21]
+        features = tiny_model.encode(padded).cropped((18, 21), 1)
         expected = tiny_model.decode(features, pair, torch.tensor([0.3]), (36, 42)).flow[0]
     torch.testing.assert_close(runtime.flow(0.3, scale=2), expected, atol=1e-3, rtol=0)
     without = Runtime.from_model(STIF(Config(**TINY, flow=False)), device="cpu")

@@ -15,10 +15,13 @@ from helpers.videos import picture
 
 from stif_rt.files import publish
 from stif_rt.video import segments, workspace
+from stif_rt.video.colour import IDENTITY, Colour, from_image
+from stif_rt.video.encoding import choose_encoding, choose_image_encoding
+from stif_rt.video.notices import Notices
 from stif_rt.video.reader import read_image
 from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, nothing_else, write_segments
 from stif_rt.video.workspace import Busy, open_workspace, workspace_path
-from stif_rt.video.writer import CODECS, VideoWriter, image_writer
+from stif_rt.video.writer import ImageWriter, VideoWriter
 
 SIZE = (36, 64)  # x264 makes different files of smaller pictures from run to run
 LENGTH = 5
@@ -30,8 +33,9 @@ def encode(rate, suffix):
     @contextlib.contextmanager
     def open_writer(path):
         with av.open(str(path), "w") as container:
-            writer = VideoWriter(container, SIZE, rate, CODECS[suffix], 4, None, None)
-            yield writer.write
+            encoding = choose_encoding(suffix, Colour(IDENTITY), Notices(), crf=4)
+            writer = VideoWriter(container, SIZE, rate, encoding)
+            yield lambda image: writer.write(encoding.components(from_image(image)))
             writer.finish()
 
     return open_writer
@@ -137,8 +141,10 @@ def test_images_are_numbered_through(tmp_path):
 
     @contextlib.contextmanager
     def open_writer(path):
-        with image_writer(path) as writer:
-            yield writer.write
+        path.mkdir()
+        encoding = choose_image_encoding(".png", Colour(IDENTITY, full_range=True), Notices())
+        writer = ImageWriter(path, SIZE, encoding)
+        yield lambda image: writer.write(encoding.components(from_image(image)))
 
     with open_workspace(target, "") as space:
         pictures = [picture(n, SIZE) for n in range(8)]
@@ -166,9 +172,10 @@ def truncate(path):
 def encode_otherwise(path):
     path.unlink()
     with av.open(str(path), "w") as container:
-        writer = VideoWriter(container, (20, 30), Fraction(10), "libx264", 30, None, None)
+        encoding = choose_encoding(".mp4", Colour(IDENTITY), Notices(), crf=30)
+        writer = VideoWriter(container, (20, 30), Fraction(10), encoding)
         for n in range(LENGTH):
-            writer.write(picture(n, (20, 30)))
+            writer.write(encoding.components(from_image(picture(n, (20, 30)))))
         writer.finish()
 
 

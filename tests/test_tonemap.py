@@ -8,7 +8,6 @@ import torch
 
 from stif_rt.video.colour import BT709, BT2020, HLG, PQ, Colour, describe, from_rgb, to_rgb
 from stif_rt.video.tonemap import (
-    OPERATORS,
     SRGB,
     content_peak,
     from_light,
@@ -78,7 +77,7 @@ def test_operators(operator, nits, light):
     assert (tonemap(signal, HDR10, operator, 1000)[0].item()) ** 2.4 == pytest.approx(light, abs=2e-4)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["clip", "mobius", "bt2390"])
 def test_operators_keep_order_and_hue(operator):
     ramp = nits_to_pq(torch.linspace(0, 1000, 500, dtype=torch.float64))
     sdr = tonemap(ramp.expand(3, 1, 500), HDR10, operator)

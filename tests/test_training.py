@@ -287,8 +287,8 @@ def test_patch_must_fit_the_pyramid(clips, tmp_path):
         train(fresh(), clips, options, tmp_path, CPU, 0)
 
 
-COMMAND = "train {data} --output {output} --config stif-s --cache {cache} --patch 8 --scale 2 --max-scale 2 --window 3 "
-COMMAND += (
+COMMAND = (
+    "train {data} --output {output} --config stif-s-dcn --cache {cache} --patch 8 --scale 2 --max-scale 2 --window 3 "
     "--batch 2 --stage-one 2 --stage-two 1 --save-every 2 --workers 0 --device cpu --validation {data} --tensorboard "
     "--candidates 2 --synthetic 0.5 --pictures {pictures} --largest-motion 3 --flow-weight 0.02"
 )
@@ -305,7 +305,7 @@ def test_command_line(clips, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "over bicubic" in done.stderr
     assert "loss" in done.stderr
-    assert load_model(output / "stif-s.safetensors").config.residual
+    assert load_model(output / "stif-s-dcn.safetensors").config.residual
     assert list(output.glob("events.*"))
     with (output / "validation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -332,7 +332,7 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
     """One step of two processes with one window each is one step on the mean of both windows' gradients."""
     output = tmp_path / "run"
     arguments = (
-        f"train {tmp_path / 'v.mp4'} --output {output} --config stif-s --cache {tmp_path / 'cache'} --device cpu "
+        f"train {tmp_path / 'v.mp4'} --output {output} --config stif-s-dcn --cache {tmp_path / 'cache'} --device cpu "
     )
     arguments += "--patch 8 --scale 2 --window 3 --batch 2 --stage-one 1 --stage-two 0 --workers 0"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
@@ -342,13 +342,13 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
     assert done.returncode == 0, done.stderr
 
     torch.manual_seed(0)
-    model = STIF(CONFIGS["stif-s"]).train()
+    model = STIF(CONFIGS["stif-s-dcn"]).train()
     data = Batches(clips, Recipe(patch=8, scales=(2.0, 2.0), windows=(3, 3)), 1, 0)
     for batch in (data[0], data[1]):
         output_, _ = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
         (charbonnier(output_, batch.truth) / 2).backward()
     torch.optim.Adam(model.parameters(), lr=1e-4).step()
-    found = load_model(output / "stif-s.safetensors").state_dict()
+    found = load_model(output / "stif-s-dcn.safetensors").state_dict()
     for name, value in model.state_dict().items():
         # Adam's first step is the gradient's sign: only where the gradient is nothing but rounding may it differ
         differs = (found[name] - value).abs() > 1e-6

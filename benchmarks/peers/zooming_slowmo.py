@@ -21,9 +21,9 @@ class ZoomingSlowMo(Encoder):
         x = leaky(F.pixel_shuffle(self.upconv2(x), 2))
         return self.conv_last(leaky(self.HRconv(x)))
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor) -> Tensor:  # type: ignore[override]  # pictures, not features
         """frames: [B, N, 3, h, w], RGB in [0, 1], N >= 2, h and w multiples of 4.
 
         Returns RGB [B, 2N - 1, 3, 4h, 4w] in time order, not clamped. Raises ValueError for other shapes.
         """
-        return torch.stack([self.head(maps) for maps in super().forward(frames).unbind(1)], 1)
+        return torch.stack([self.head(maps) for maps in super().forward(frames).maps.unbind(1)], 1)

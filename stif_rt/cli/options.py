@@ -24,8 +24,6 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.", rich_help_panel=NETWORK),
 ]
-MaxCache = Annotated[str, typer.Option(help="How much decoding may add to the cache, such as 500GB.")]
-MAX_CACHE = "100GB"
 
 
 def parse_rate(text: str, option: str) -> Fraction:

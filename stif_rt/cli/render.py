@@ -1,5 +1,6 @@
 """``stif-rt render``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,14 @@ import typer
 from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
 from stif_rt.cli.progress import Reporter, clock
 from stif_rt.cli.signals import stopped_by_signals
-from stif_rt.video.options import Cancellation, Cancelled, RenderOptions
+from stif_rt.video.options import (
+    DEINTERLACE,
+    IMAGE_FORMATS,
+    TONEMAPS,
+    Cancellation,
+    Cancelled,
+    RenderOptions,
+)
 
 if TYPE_CHECKING:
     from stif_rt.runtime import Runtime
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
 
 WITH_WARNINGS = 3
 """Exit status of a render that is complete, but had something to warn of."""
-SIZE, TIME, FILE, RUN = "Size", "Time", "Output file", "Running"
+SIZE, TIME, PICTURES, FILE, RUN = "Size", "Time", "Pictures", "Output file", "Running"
 EPILOG = """
 Examples:
 
@@ -87,6 +95,21 @@ def render(
     keep_frames: Annotated[
         bool, option("At --scale 1, show the input's own frames at their times; or render them too.", panel=TIME)
     ] = True,
+    square_pixels: Annotated[
+        bool, option("Stretch pictures whose pixels are not square.", "--square-pixels", panel=SIZE)
+    ] = False,
+    deinterlace: Annotated[
+        str, option("auto (pictures that are flagged as interlaced; the default), on, off.", panel=PICTURES)
+    ] = "auto",
+    tonemap: Annotated[
+        str | None,
+        option("SDR from HDR: clip (what is brighter than 203 cd/m2 is white), mobius, bt2390.", panel=PICTURES),
+    ] = None,
+    pix_fmt: Annotated[
+        str | None,
+        option("Pixel format, as FFmpeg names it; by default 10 bits for input above 8.", panel=PICTURES),
+    ] = None,
+    image_format: Annotated[str, option("Of a folder: png (the default), tiff, exr.", panel=PICTURES)] = "png",
     crf: Annotated[int | None, option("Quality of the video: lower is better; 16.", min=0, max=63, panel=FILE)] = None,
     audio: Annotated[bool, option("Copy the input's sound.", panel=FILE)] = True,
     overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
@@ -125,6 +148,11 @@ def render(
         "slow_motion": slow_motion,
         "input_fps": input_fps,
         "keep_frames": keep_frames,
+        "square_pixels": square_pixels,
+        "deinterlace": one_of(deinterlace, DEINTERLACE, "--deinterlace"),
+        "tonemap": tonemap and one_of(tonemap, TONEMAPS, "--tonemap"),
+        "pix_fmt": pix_fmt,
+        "image_format": one_of(image_format, IMAGE_FORMATS, "--image-format"),
         "audio": audio,
         "crf": crf,
         "strict": strict,
@@ -144,6 +172,13 @@ def render(
         raise typer.Exit(status)
 
 
+def one_of(value: str, known: Sequence[str], option: str) -> str:
+    """The value of an option. ValueError for one that is not known."""
+    if value not in known:
+        raise ValueError(f"{option} {value}: there are {', '.join(known)}")
+    return value
+
+
 def pair_up(paths: list[Path], inputs: list[Path], output: Path | None) -> list[tuple[Path, Path]]:
     """(input, output) of every render, from the positional arguments and -i and -o."""
     sources = [*inputs, *paths]
@@ -157,7 +192,7 @@ def pair_up(paths: list[Path], inputs: list[Path], output: Path | None) -> list[
         return [(sources[0], output)]
     if output.suffix and not output.is_dir():
         raise ValueError(f"{len(sources)} inputs need a folder as output, not {output}")
-    from stif_rt.video.writer import CODECS
+    from stif_rt.video.encoding import CODECS
 
     def target(source: Path) -> Path:
         if source.is_dir():

@@ -14,7 +14,8 @@ from stif_rt.engines import onnxruntime_engine, tensorrt_engine
 from stif_rt.engines.torch_compiled import CompiledEngine
 from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.checkpoints import load_model
-from stif_rt.model.encoder import Encoder
+from stif_rt.model.encoder import Features
+from stif_rt.model.stif import AnyEncoder
 
 ENGINES = ("compiled", "torch")
 """``auto`` takes ``compiled`` on a GPU and ``torch`` elsewhere. Bundles bring their own: ``make_bundle_engine``."""
@@ -23,10 +24,10 @@ ENGINES = ("compiled", "torch")
 class Engine(Protocol):
     name: str
 
-    def __call__(self, frames: Tensor) -> Tensor: ...
+    def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features: ...
 
 
-def make_engine(name: str, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> Engine:
+def make_engine(name: str, encoder: AnyEncoder, device: torch.device, dtype: torch.dtype) -> Engine:
     """The engine of that name, or the preferred one for ``auto``. Raises ValueError for an unknown name."""
     if name not in ("auto", *ENGINES):
         raise ValueError(f"unknown encoder engine {name!r}; there are: auto, {', '.join(ENGINES)}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.model.config import CHANNELS
+from stif_rt.model.encoder import Features
 
 PROVIDERS = {
     "cuda": ("CUDAExecutionProvider",),
@@ -85,7 +86,9 @@ class OnnxEngine:
             raise RuntimeError(f"ONNX Runtime could not start {wanted[0]}: a library that it needs is missing")
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
+        if velocity is not None:
+            raise ValueError("this encoder was exported without an input for a velocity")
         B, _, _, h, w = frames.shape
         self.sizes.check(Size(B, h, w))
         frames = frames.float().contiguous()
@@ -97,4 +100,4 @@ class OnnxEngine:
         if self.device.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it before it returns
             torch.cuda.current_stream(self.device).synchronize()
         self.session.run_with_iobinding(binding)
-        return features
+        return Features(features)

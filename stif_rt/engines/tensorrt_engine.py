@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stif_rt.bundle import Size, Sizes
 from stif_rt.model.config import CHANNELS
+from stif_rt.model.encoder import Features
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
@@ -97,13 +98,15 @@ class TensorRTEngine:
         self._frames = self._features = torch.empty(0, device=device)
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
+        if velocity is not None:
+            raise ValueError("this encoder was exported without an input for a velocity")
         if frames.shape != self._frames.shape:
             self._allocate(frames.shape)
         self._frames.copy_(frames)
         if not self._context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
             raise RuntimeError(f"{self.name} failed to run the encoder; its own messages say why")
-        return self._features
+        return Features(self._features)
 
     def _allocate(self, shape: torch.Size) -> None:
         B, _, _, h, w = shape

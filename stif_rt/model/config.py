@@ -1,10 +1,21 @@
 """The fields in which models differ: the variants of the paper's Table 4, and those of the bundled weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 CHANNELS = 64
 """Channels of every feature map; fixed in all published networks."""
+MULTIPLE = 4
+"""Of the sides of the paper's encoder's frames: its pyramid has three levels."""
+LEVELS = 5
+"""Levels of the velocity head's pyramid, whose finest cell is HEAD_STRIDE pixels wide."""
+HEAD_STRIDE = 2
+WIDEST, MOST_LAYERS = 256, 4
+"""Largest number of sines in a layer, and of layers of sines."""
+
+WIDTHS = ("sif_widths", "tif_widths", "decoder_widths")
+"""The fields that hold the widths of the three functions."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,16 @@ class Config:
     residual: whether the output is added to the blend of the two warped input frames.
     flow_unit: what TIF's flow is counted in. ``output`` pixels are the paper's; the network is not told the scale, so
         such a flow is right at one scale only. In ``input`` pixels a motion is the same number at every scale.
+    motion: whether the encoder finds a velocity field, by which it aligns the frames and to whose flow TIF adds. It
+        takes the place of the deformable alignment.
+    blend: whether the decoder's fourth output weights the two warped frames; else the time alone does.
+    bicubic: whether the frames of the blend are read by cubic convolution; else bilinearly.
+    feature_stride: pixels of the frames along each side of one pixel of the encoder's maps: 1, or 2 with ``motion``.
+    scale: whether SIF and decoder are told the size of the output's pixels.
+    sif_time: whether SIF is told the time, as in published weights. Without it (the paper's Eq. 2) the spatial feature
+        is the same at all times.
+    sif_widths, tif_widths, decoder_widths: sines in each hidden layer of the three functions. The first layer has 64,
+        as the maps that are read have; the others any multiple of 64 up to 256.
     """
 
     front_blocks: int = 5
@@ -39,8 +60,23 @@ class Config:
     grid: Literal["corners", "centres"] = "corners"
     residual: bool = False
     flow_unit: Literal["output", "input"] = "output"
+    motion: bool = False
+    blend: bool = False
+    bicubic: bool = False
+    feature_stride: int = 1
+    scale: bool = False
+    sif_time: bool = True
+    sif_widths: tuple[int, ...] = (64, 64, 256)
+    tif_widths: tuple[int, ...] = (64, 64, 256)
+    decoder_widths: tuple[int, ...] = (64, 64, 256, 256)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool) and type(value) is not bool:
+                raise ValueError(f"{field.name} is {value!r}; it must be true or false")
+            if type(field.default) is int and type(value) is not int:
+                raise ValueError(f"{field.name} is {value!r}; it must be a whole number")
         if self.front_blocks < 0 or self.back_blocks < 0:
             raise ValueError(f"negative number of residual blocks: {self.front_blocks}, {self.back_blocks}")
         if self.grid not in ("corners", "centres"):
@@ -49,6 +85,39 @@ class Config:
             raise ValueError(f"flow_unit is {self.flow_unit!r}; it must be 'output' or 'input'")
         if self.single_function and not self.aggregation:
             raise ValueError("single_function without aggregation leaves the decoder nothing but the time to read")
+        self._check_motion()
+        for name in WIDTHS:
+            object.__setattr__(self, name, _checked_widths(name, getattr(self, name)))
+
+    def _check_motion(self) -> None:
+        if self.motion:
+            needed = {
+                "flow": True,
+                "single_function": False,
+                "recurrent": False,
+                "upsampling_head": False,
+                "grid": "centres",
+                "flow_unit": "input",
+            }
+            for name, value in needed.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"motion needs {name} = {value!r}, and it is {getattr(self, name)!r}")
+        for name in ("blend", "bicubic"):
+            if getattr(self, name) and not self.residual:
+                raise ValueError(f"{name} says how the warped frames are blended; without residual there is no blend")
+        if self.feature_stride not in ((1, 2) if self.motion else (1,)):
+            allowed = "1 or 2" if self.motion else "1 without motion"
+            raise ValueError(f"feature_stride is {self.feature_stride!r}; it must be {allowed}")
+        if self.feature_stride > 1 and self.front_blocks:
+            raise ValueError(
+                f"at feature_stride {self.feature_stride} the velocity head makes each frame's features: "
+                f"front_blocks must be 0, not {self.front_blocks}"
+            )
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the encoder's frames must be multiples of, so that every level of its pyramid is whole."""
+        return HEAD_STRIDE * 2 ** (LEVELS - 1) if self.motion else MULTIPLE
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,19 +131,43 @@ class Config:
         return cls(**values)
 
 
+def _checked_widths(name: str, widths: object) -> tuple[int, ...]:
+    """The widths as a tuple, which JSON has made a list of."""
+    whole = isinstance(widths, Sequence) and all(type(width) is int for width in widths)
+    if not whole or not widths or any(width % CHANNELS or not 0 < width <= WIDEST for width in widths):  # type: ignore
+        raise ValueError(f"{name} is {widths!r}; it must be multiples of {CHANNELS} up to {WIDEST}, one for each layer")
+    checked: tuple[int, ...] = tuple(widths)  # type: ignore[arg-type]
+    if checked[0] != CHANNELS or len(checked) > MOST_LAYERS:
+        raise ValueError(f"{name} is {widths!r}; it must begin with {CHANNELS} and have at most {MOST_LAYERS} layers")
+    return checked
+
+
+COMPACT: dict[str, Any] = {"recurrent": False, "upsampling_head": False, "grid": "centres", "residual": True}
+MOTION: dict[str, Any] = COMPACT | {
+    "flow_unit": "input",
+    "motion": True,
+    "blend": True,
+    "bicubic": True,
+    "scale": True,
+    "sif_time": False,
+}
 CONFIGS: dict[str, Config] = {
     "stif": Config(),
     "stif-fixed": Config(fixed_time=True),
     "stif-f": Config(flow=False),
     "stif-m": Config(aggregation=False),
-    "stif-s": Config(
-        front_blocks=2,
-        back_blocks=6,
-        recurrent=False,
-        upsampling_head=False,
-        grid="centres",
-        residual=True,
-        flow_unit="input",
+    "stif-s": Config(**MOTION, front_blocks=2, back_blocks=6, tif_widths=(64, 64), decoder_widths=(64, 64, 128)),
+    "stif-i": Config(
+        **MOTION,
+        front_blocks=0,
+        back_blocks=0,
+        feature_stride=2,
+        sif_widths=(64, 64),
+        tif_widths=(64, 64),
+        decoder_widths=(64, 64, 64),
     ),
+    "stif-s-dcn": Config(**COMPACT, front_blocks=2, back_blocks=6, flow_unit="input"),
 }
-"""Configurations by name. ``stif-s`` is the compact one of the bundled weights: 2.8 M multiply-adds per input pixel."""
+"""Configurations by name. ``stif-s`` enlarges; ``stif-i`` makes more frames of about the same size, with features at
+half the frames' size; both follow motion by the same velocity head. ``stif-s-dcn`` is what the bundled weights of
+earlier versions are: the paper's deformable alignment, made small."""

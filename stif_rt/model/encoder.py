@@ -5,13 +5,13 @@ Layer names are those of published checkpoints.
 
 import itertools
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.config import CHANNELS, MULTIPLE, Config
 from stif_rt.ops.deform_conv import TAPS, deform_conv2d
 
 DEFORMABLE_GROUPS = 8
@@ -22,6 +22,30 @@ Pyramid = tuple[Tensor, Tensor, Tensor]
 Source = tuple[Tensor | None, Tensor, Tensor]
 """A pyramid, or one of a full-size map of zeros, given as None: the first state of the recurrence. What follows from
 those zeros alone is not computed."""
+
+
+class Features(NamedTuple):
+    """What every encoder returns.
+
+    maps: [B, 3, 64, h / s, w / s], of t = 0, 1/2 and 1, at the configuration's ``feature_stride`` s.
+    velocity: float32 [B, 2, h / s, w / s], x first, in pixels of the frames: the displacement from the first frame to
+    the second of what lies there midway. None for a configuration without ``motion``.
+    """
+
+    maps: Tensor
+    velocity: Tensor | None = None
+
+    def cropped(self, size: tuple[int, int], stride: int) -> "Features":
+        """Without what belongs to the padding of frames of that size (h, w)."""
+        h, w = (-(-pixels // stride) for pixels in size)
+        return Features(self.maps[..., :h, :w], None if self.velocity is None else self.velocity[..., :h, :w])
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Features":
+        """Moved, or converted: the velocity stays float32."""
+        velocity = self.velocity
+        if velocity is not None and not isinstance(target, torch.dtype):
+            velocity = velocity.to(target)
+        return Features(self.maps.to(target), velocity)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -243,31 +267,41 @@ class Encoder(PyramidConvs):
             self.conv_last = conv(CHANNELS, 3)
         self.recurrent = config.recurrent
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
         """Features of a sequence of frames and of the times midway between neighbours.
 
         frames: [B, N, 3, h, w], RGB in [0, 1], N >= 2 (2 for STIF), h and w multiples of 4.
-        Returns [B, 2N - 1, 64, h, w] in time order. Raises ValueError for other shapes.
+        Maps are [B, 2N - 1, 64, h, w] in time order. Raises ValueError for other shapes, and for a velocity, which this
+        encoder does not use.
         """
-        if frames.ndim != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
-            raise ValueError(f"frames must be [B, N >= 2, 3, h, w], not {list(frames.shape)}")
-        B, N, _, h, w = frames.shape
-        if h % 4 or w % 4:
-            raise ValueError(f"height and width must be multiples of 4, not {h}x{w}: pad the frames first")
+        check_frames(frames, MULTIPLE)
+        B, N = frames.shape[:2]
         levels = self.extract(frames.flatten(0, 1))
         split = [level.unflatten(0, (B, N)).unbind(1) for level in levels]
-        return self.merge([(split[0][n], split[1][n], split[2][n]) for n in range(N)])
+        return self.merge([(split[0][n], split[1][n], split[2][n]) for n in range(N)], velocity)
 
     def extract(self, frames: Tensor) -> Pyramid:
         """The part that knows one frame at a time: pyramids of frames [B, 3, h, w]."""
         return self.pyramid(self.feature_extraction(conv_leaky(self.conv_first, frames)))
 
-    def merge(self, pyramids: list[Pyramid]) -> Tensor:
-        """The part that knows neighbours: features [B, 2N - 1, 64, h, w] from the pyramids of N frames."""
+    def merge(self, pyramids: list[Pyramid], velocity: Tensor | None = None) -> Features:
+        """The part that knows neighbours: from the pyramids of N frames."""
+        if velocity is not None:
+            raise ValueError("this network aligns the frames by itself and takes no velocity")
         sequence = [pyramids[0][0]]
         for before, after in itertools.pairwise(pyramids):
             sequence += [self.fusion(self.pcd_align(before, after)), after[0]]
         if self.recurrent:
             sequence = self.ConvBLSTM(sequence)
         maps = torch.stack(sequence, 1)
-        return self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (sequence[0].shape[0], len(sequence)))
+        trunk = self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (sequence[0].shape[0], len(sequence)))
+        return Features(trunk)
+
+
+def check_frames(frames: Tensor, multiple: int) -> None:
+    """Raises ValueError for what no encoder takes. multiple: of the sides."""
+    if frames.ndim != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
+        raise ValueError(f"frames must be [B, N >= 2, 3, h, w], not {list(frames.shape)}")
+    h, w = frames.shape[-2:]
+    if h % multiple or w % multiple:
+        raise ValueError(f"height and width must be multiples of {multiple}, not {h}x{w}: pad the frames first")

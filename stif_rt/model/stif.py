@@ -4,10 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import Config
-from stif_rt.model.encoder import Encoder
+from stif_rt.model.encoder import Encoder, Features
 from stif_rt.model.implicit_functions import Decoded, ImplicitFunctions
 
+AnyEncoder = Encoder | CompactEncoder
+"""Each has ``extract`` for one frame, ``merge`` for both, and takes a pair of frames and perhaps a velocity."""
 IMPLICIT_NETWORKS = ("feat_imnet", "flow_imnet", "encode_imnet")
 
 
@@ -20,16 +23,21 @@ class STIF(nn.Module):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
         self.config = config or Config()
-        self.encoder = Encoder(self.config)
+        self.encoder: AnyEncoder = CompactEncoder(self.config) if self.config.motion else Encoder(self.config)
         self.implicit_functions = ImplicitFunctions(self.config)
         self.register_state_dict_post_hook(_to_published_names)
         self.register_load_state_dict_pre_hook(_from_published_names)
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """[B, 2, 3, h, w] in [0, 1], h and w multiples of 4 -> features [B, 3, 64, h, w]."""
-        return self.encoder(frames)
+    def encode(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
+        """Features of a pair of frames.
 
-    def decode(self, features: Tensor, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Decoded:
+        frames: [B, 2, 3, h, w] in [0, 1], h and w multiples of ``Config.multiple``. velocity: [B, 2, h, w], x first, in
+        pixels of the frames, of what lies there midway, used instead of the one that the network finds.
+        """
+        features: Features = self.encoder(frames, velocity)
+        return features
+
+    def decode(self, features: Features, frames: Tensor, times: Tensor, size: tuple[int, int]) -> Decoded:
         """See ``ImplicitFunctions.forward``."""
         return self.implicit_functions(features, frames, times, size)
 

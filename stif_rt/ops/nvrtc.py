@@ -52,7 +52,7 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
         (size,) = checked(nvrtc.nvrtcGetProgramLogSize(program))
         words = b" " * size
         checked(nvrtc.nvrtcGetProgramLog(program, words))
-        reason = words.decode(errors="replace")
+        reason = " ".join(words.rstrip(b"\0").decode(errors="replace").split())
         raise RuntimeError(f"NVRTC cannot compile {source_file.name} for {architecture}: {reason}")
     get_size, get = (
         (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)

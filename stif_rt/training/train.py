@@ -129,7 +129,7 @@ class FastForm(nn.Module):
         kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS), products)
         geometry = make_geometry(config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
         whole = Box(0, 0, *size)
-        projections = kernels.project(features.float(), frames)
+        projections = kernels.project(features.to(torch.float32), frames)
         feature, flow = kernels.implicit(projections, times, geometry, whole)
         return kernels.decode(projections, feature, flow, times, geometry, whole, whole), flow
 

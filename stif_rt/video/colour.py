@@ -49,6 +49,10 @@ CENTRED_CODECS = {"mjpeg", "mjpegb", "ljpeg", "webp", "mpeg1video", "theora", "h
 """Codecs that put chroma samples between the luma samples, where the stream does not say."""
 
 
+Components = dict[str, Tensor]
+"""Stored values by the letter of their component, as in ``planes``."""
+
+
 class Picture(NamedTuple):
     """A picture.
 
@@ -220,18 +224,20 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, device: torch.device | str = "c
     return Picture(rgb.clamp_(0, 1), alpha)
 
 
-def from_rgb(picture: Picture, colour: Colour, pixel_format: str) -> av.VideoFrame:
-    """A frame of a pixel format, tagged with ``colour``.
+def to_components(picture: Picture, colour: Colour, pixel_format: str) -> Components:
+    """The values that a pixel format stores for a picture, on the picture's device.
 
     Args:
-        picture: On any device. Its alpha is dropped where the format has none; see ``flatten``.
-        colour: Of the frame; its ``bits`` and ``alpha`` do not matter here, ``grey`` makes chroma neutral.
+        picture: Laid on black where the format has no alpha.
+        colour: Of the frame to be made; its ``bits`` and ``alpha`` do not matter here, ``grey`` takes the colour out.
         pixel_format: One that ``planes.layout`` knows.
     """
     kept = layout(pixel_format)
     if kept is None:
         raise ValueError(f"pixel format {pixel_format} cannot be written")
-    rgb = picture.rgb
+    rgb = picture.rgb if kept.alpha else flatten(picture)
+    if colour.grey:
+        rgb = _mixed(rgb, [1 / 3] * 3).expand(3, -1, -1)
     luma, chroma = quantisation(kept.bits, colour.full_range or kept.floating)
     components = {}
     if kept.alpha:
@@ -240,28 +246,55 @@ def from_rgb(picture: Picture, colour: Colour, pixel_format: str) -> av.VideoFra
     if kept.rgb or (colour.matrix == IDENTITY and not kept.grey):
         for letter, plane in zip("rgb" if kept.rgb else "vyu", rgb, strict=True):
             components[letter] = _quantised(plane, kept, luma)
-    else:
-        rows = np.linalg.inv(to_rgb_matrix(BT709 if colour.matrix == IDENTITY else colour.matrix)).tolist()
-        components["y"] = _quantised(_mixed(rgb, rows[0]), kept, luma)
+        return components
+    rows = np.linalg.inv(to_rgb_matrix(BT709 if colour.matrix == IDENTITY else colour.matrix)).tolist()
+    components["y"] = _quantised(_mixed(rgb, rows[0]), kept, luma)
+    if not kept.grey:
+        down, across = kept.subsampling
         first = _first_sample(colour.siting, kept)
-        for letter, row in zip("uv", [] if kept.grey else rows[1:], strict=False):
-            if colour.grey:
-                h, w = (-(-n // step) for n, step in zip(rgb.shape[1:], kept.subsampling, strict=True))
-                small = rgb.new_zeros(h, w)
-            else:
-                small = reduce(_mixed(rgb, row), 0, kept.subsampling[0], first[0])
-                small = reduce(small, 1, kept.subsampling[1], first[1]).clamp_(-0.5, 0.5)
-            components[letter] = _quantised(small, kept, chroma)
-    frame = pack(components, pixel_format, (rgb.shape[1], rgb.shape[2]))
-    frame.colorspace = IDENTITY if kept.rgb else BT709 if colour.matrix == IDENTITY and kept.grey else colour.matrix
-    frame.color_range = FULL if colour.full_range else LIMITED
-    frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
+        for letter, row in zip("uv", rows[1:], strict=True):
+            small = reduce(reduce(_mixed(rgb, row), 0, down, first[0]), 1, across, first[1])
+            components[letter] = _quantised(small.clamp_(-0.5, 0.5), kept, chroma)
+    return components
+
+
+def from_components(components: Components, colour: Colour, pixel_format: str, size: tuple[int, int]) -> av.VideoFrame:
+    """The frame of ``size`` (h, w) that stores such values, tagged with ``colour``."""
+    frame = pack(components, pixel_format, size)
+    tag(frame, colour, pixel_format)
     return frame
+
+
+def from_rgb(picture: Picture, colour: Colour, pixel_format: str) -> av.VideoFrame:
+    """A frame of a pixel format, tagged with ``colour``; see ``to_components``."""
+    h, w = picture.rgb.shape[1:]
+    return from_components(to_components(picture, colour, pixel_format), colour, pixel_format, (h, w))
+
+
+def tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour, pixel_format: str) -> None:
+    """Writes what ``colour`` says into a frame or an encoder of a pixel format."""
+    kept = layout(pixel_format)
+    grey = kept is not None and kept.grey
+    rgb = kept is None or kept.rgb
+    target.colorspace = IDENTITY if rgb else BT709 if colour.matrix == IDENTITY and grey else colour.matrix
+    target.color_range = FULL if colour.full_range else LIMITED
+    target.color_primaries, target.color_trc = colour.primaries, colour.transfer
 
 
 def flatten(picture: Picture) -> Tensor:
     """The picture laid on black: float32 [3, h, w]."""
     return picture.rgb if picture.alpha is None else picture.rgb * picture.alpha
+
+
+def from_image(image: NDArray[np.uint8]) -> Picture:
+    """A picture from 8-bit RGB, [h, w, 3]."""
+    return Picture(torch.from_numpy(image).permute(2, 0, 1).float().div_(255))
+
+
+def to_image(picture: Picture) -> NDArray[np.uint8]:
+    """The picture laid on black, in 8 bits: [h, w, 3]."""
+    values = (flatten(picture) * 255).round_().to(torch.uint8)
+    return values.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 class Quantisation(NamedTuple):

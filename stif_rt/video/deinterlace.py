@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 
-Deinterlace = Literal["auto", "on", "off"]
+from stif_rt.video.options import Deinterlace
+
 P = TypeVar("P", bound=NamedTuple)
 
 
@@ -22,16 +23,20 @@ def deinterlaced(pictures: Iterator[P], mode: Deinterlace = "auto") -> Iterator[
         yield from pictures
         return
     graph: _Graph | None = None
+    before: P | None = None
     for picture in pictures:
         frame = picture.frame  # type: ignore[attr-defined]
         if graph is not None and not graph.takes(frame):
             yield from graph.finish()
-            graph = None
+            graph = before = None
         if graph is None:
             if mode == "auto" and not frame.interlaced_frame:
                 yield picture  # nothing to do so far
+                before = picture
                 continue
             graph = _Graph(frame, mode)
+            if before is not None and graph.takes(before.frame):  # type: ignore[attr-defined]
+                yield from graph.push(before, give=False)  # so that a run that begins later gives the same
         yield from graph.push(picture)
     if graph is not None:
         yield from graph.finish()
@@ -54,8 +59,9 @@ class _Graph:
     def takes(self, frame: av.VideoFrame) -> bool:
         return _kind(frame) == self.kind
 
-    def push(self, picture: Any) -> Iterator[Any]:
-        self.waiting.append(picture)
+    def push(self, picture: Any, give: bool = True) -> Iterator[Any]:
+        """Pictures that are finished; this one not, but for ``give`` later."""
+        self.waiting.append(picture if give else None)
         frame = picture.frame
         kept = frame.pts, frame.time_base
         frame.pts, frame.time_base = self.count, Fraction(1, 1000)  # the file's own times may be missing or repeat
@@ -75,6 +81,8 @@ class _Graph:
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             picture = self.waiting.popleft()
+            if picture is None:
+                continue
             frame.pts, frame.time_base = picture.frame.pts, picture.frame.time_base
             yield picture._replace(frame=frame)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stif_rt.runtime import Runtime, bundled_weights
 from stif_rt.version import VERSION
+from stif_rt.video.encoding import Encoding, choose_encoding, choose_image_encoding
 from stif_rt.video.layout import Layout, make_layout
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import RenderOptions
@@ -33,6 +34,11 @@ class Job:
     expected: int | None
     """Output frames by what the input says of itself, which need not be so; None where it says nothing."""
 
+    encoding: Encoding
+    """Of the output's frames."""
+    reader: Reader
+    """The open input. Its notices are those of the job."""
+
     @property
     def as_video(self) -> bool:
         return is_video(self.output)
@@ -41,9 +47,6 @@ class Job:
     def suffix(self) -> str:
         """Of segments."""
         return self.output.suffix.lower() if self.as_video else ""
-
-    reader: Reader
-    """The open input. Its notices are those of the job."""
 
     def pairs(self, first: int = 0, last: int | None = None) -> Iterator[Pair]:
         """The input's pairs for the output frames from ``first`` to ``last``, excluded; None for the end."""
@@ -62,7 +65,8 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
     if options.input_fps is not None and input.is_file():
         raise ValueError(f"--input-fps is for folders of images; {input} is a file and has a rate of its own")
     input_fps = parse_number(options.input_fps or INPUT_FPS, "--input-fps")
-    reader = open_reader(input, input_fps, Notices(options.strict))
+    reader = open_reader(input, input_fps, Notices(options.strict), options.deinterlace, options.tonemap)
+    encoding = choose(output, options, reader)
     rates = output_rates(reader.rate, options.time_scale, options.fps, options.slow_motion)
     layout = make_layout(
         (reader.height, reader.width),
@@ -72,10 +76,22 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
         options.fit,
         options.region,
         reader.sample_aspect_ratio,
-        even=as_video,
+        options.square_pixels,
+        even=as_video and encoding.subsampled,
     )
     expected = None if reader.frames is None else count(reader.frames, reader.rate, rates.sampling)
-    return Job(input, output, options, layout, rates, expected, reader)
+    return Job(input, output, options, layout, rates, expected, encoding, reader)
+
+
+def choose(output: Path, options: RenderOptions, reader: Reader) -> Encoding:
+    """How the output's frames are written; what that cannot keep is said in the reader's notices."""
+    colour, notices, more = reader.colour, reader.notices, dict(options.encoder_options)
+    if not is_video(output):
+        return choose_image_encoding(f".{options.image_format}", colour, notices, options.pix_fmt, more)
+    if options.preset is not None:
+        more.setdefault("preset", options.preset)
+    suffix = output.suffix.lower()
+    return choose_encoding(suffix, colour, notices, options.codec, options.pix_fmt, options.crf, more)
 
 
 def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from stif_rt.video.layout import Fit
 from stif_rt.video.rates import Number
@@ -11,6 +11,10 @@ from stif_rt.video.rates import Number
 SEGMENT_FRAMES = 256
 """What x264 leaves between key frames, so that a segment's border costs next to nothing."""
 SlowAudio = Literal["stretch", "drop"]
+Deinterlace = Literal["auto", "on", "off"]
+Tonemap = Literal["clip", "mobius", "bt2390"]
+ImageFormat = Literal["png", "tiff", "exr"]
+DEINTERLACE, TONEMAPS, IMAGE_FORMATS = (get_args(names) for names in (Deinterlace, Tonemap, ImageFormat))
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,14 @@ class RenderOptions:
     ``end`` are seconds or "1:02:03.5" of the input. Numbers may be text, such as "24000/1001".
 
     Pictures: ``keep_frames`` shows the input's own frames, not rendered ones, where the size does not change.
+    ``deinterlace`` is ``auto`` (pictures that are flagged), ``on`` or ``off``; ``tonemap`` makes SDR of HDR, by
+    ``clip``, ``mobius`` or ``bt2390``; ``square_pixels`` stretches pictures whose pixels are not square.
 
     Sound: ``audio`` copies it; in slow motion, ``slow_audio`` is ``stretch`` (the pitch stays) or ``drop``.
 
     File: ``codec`` is an encoder's name in FFmpeg, ``crf`` its quality (lower is better), ``preset`` its effort,
-    ``encoder_options`` anything else that it takes.
+    ``encoder_options`` anything else that it takes; ``pix_fmt`` is a pixel format's name in FFmpeg, by default one of
+    10 bits for input above 8; ``image_format`` is ``png``, ``tiff`` or ``exr`` for folders.
 
     ``strict`` makes errors of warnings; ``segment_frames`` is how many output frames a stop can cost.
     """
@@ -47,12 +54,17 @@ class RenderOptions:
     start: Number | None = None
     end: Number | None = None
     keep_frames: bool = True
+    deinterlace: Deinterlace = "auto"
+    tonemap: Tonemap | None = None
+    square_pixels: bool = False
     audio: bool = True
     slow_audio: SlowAudio = "stretch"
     codec: str | None = None
     crf: int | None = None
     preset: str | None = None
     encoder_options: dict[str, str] = field(default_factory=dict)
+    pix_fmt: str | None = None
+    image_format: ImageFormat = "png"
     strict: bool = False
     segment_frames: int = SEGMENT_FRAMES
 

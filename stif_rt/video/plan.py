@@ -5,8 +5,13 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
+from stif_rt.video.cuts import Cuts, detected_cuts
 from stif_rt.video.reader import Frame
-from stif_rt.video.scenes import is_cut, thumbnail
+
+MAX_GAP = Fraction(1)
+"""Seconds between two input frames above which the first one is held: that long, nothing is known of the motion."""
+CUT_GAP = Fraction(1, 5)
+"""Seconds between the frames of a cut above which it is shown when the later one starts (slides), not halfway."""
 
 
 class Pair(NamedTuple):
@@ -17,32 +22,67 @@ class Pair(NamedTuple):
     times: list[float]
 
 
-def plan(frames: Iterable[Frame], rate: Fraction) -> Iterator[Pair]:
+def plan(
+    frames: Iterable[Frame],
+    rate: Fraction,
+    cuts: Cuts = detected_cuts,
+    max_gap: Fraction = MAX_GAP,
+    origin: Fraction | None = None,
+    first: int = 0,
+    stop: int | None = None,
+) -> Iterator[Pair]:
     """Pairs of consecutive frames with the output times at ``rate`` frames per second.
 
-    Output starts with the first input frame and lasts as long as the input: while the last frame is shown, it is
-    repeated. Across a scene cut nothing is interpolated: output shows the nearer of the two frames.
+    Output frame k shows the time ``origin + k / rate``, up to the end of the last input frame, which is repeated while
+    it is shown. Across a scene cut nothing is interpolated: output shows the nearer of the two frames, or the first
+    one until the second one starts where they are far apart. Nor is it across a gap longer than ``max_gap``.
+
+    A part of the output equals that part of the whole if ``frames`` are those that ``Reader.read`` gives for the
+    part's times with ``context=cuts.CONTEXT``.
+
+    Args:
+        frames: in the order they are shown.
+        rate: output frames per second of input.
+        cuts: which frames begin a scene.
+        max_gap: seconds between two frames above which the first one is held.
+        origin: time of output frame 0, seconds; None for the first of ``frames``.
+        first: number of the first output frame wanted.
+        stop: number of the output frame before which to stop; None for all.
     """
-    iterator = iter(frames)
-    before = next(iterator, None)
+    iterator = cuts(frames)
+    before, _ = next(iterator, (None, False))
     if before is None:
         return
-    origin, number, small = before.start, 0, thumbnail(before.image)
+    start = before.start if origin is None else origin
+    number = first
+
+    def numbers_until(time: Fraction) -> range:
+        """The output frames not yet planned that are shown before ``time``."""
+        end = math.ceil((time - start) * rate)
+        return range(number, max(number, end if stop is None else min(end, stop)))
+
     last = Pair(before, before, [])  # not yielded yet: the last one gets the repetitions of the last frame
-    for after in iterator:
+    for after, cut in iterator:
         yield last
-        end = math.ceil((after.start - origin) * rate)
+        numbers = numbers_until(after.start)
         length = after.start - before.start
-        times = [float((origin + k / rate - before.start) / length) for k in range(number, end)]
-        small_after = thumbnail(after.image)
+        times = [float(max(start + k / rate - before.start, Fraction(0)) / length) for k in numbers]
         last = Pair(before, after, times)
-        if is_cut(small, small_after):
-            shown = sum(t < 0.5 for t in times)
-            yield Pair(before, before, [0.0] * shown)
-            last = Pair(after, after, [1.0] * (len(times) - shown))
-        number, before, small = end, after, small_after
-    held = math.ceil((before.end - origin) * rate) - number
-    yield Pair(last.before, last.after, last.times + [1.0] * held)
+        if length > max_gap or (cut and length > CUT_GAP):
+            last = Pair(before, before, [0.0] * len(times))
+        elif cut:
+            held = sum(t < 0.5 for t in times)
+            yield Pair(before, before, [0.0] * held)
+            last = Pair(after, after, [1.0] * (len(times) - held))
+        number, before = numbers.stop, after
+        if number == stop:
+            break
+    repeated = [1.0] * len(numbers_until(before.end))
+    if last.after is before:
+        yield Pair(last.before, last.after, last.times + repeated)
+    else:
+        yield last
+        yield Pair(before, before, repeated)
 
 
 def count(frames: int, input_rate: Fraction, output_rate: Fraction) -> int:

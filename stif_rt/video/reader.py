@@ -6,11 +6,13 @@
 
 import bisect
 import contextlib
+import io
 import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -21,22 +23,18 @@ import av.container
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
+from torch import Tensor
 
+from stif_rt.video.colour import Colour, Picture, to_image
+from stif_rt.video.conversion import Conversion, make_conversion
+from stif_rt.video.deinterlace import deinterlaced
 from stif_rt.video.notices import Notices
+from stif_rt.video.options import Deinterlace, Tonemap
 from stif_rt.video.timing import Continuity, measured_rate, pts_are_invented, timeline
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv"}
-MATRICES = {
-    1: Colorspace.ITU709,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: getattr(Colorspace, "BT2020", Colorspace.ITU709),  # PyAV before 18 does not name it
-}
-"""Conversion by the YCbCr matrix a stream is tagged with (ITU-T H.273, MatrixCoefficients)."""
 PROBE = 16
 """Pictures that are decoded when a file is opened, to learn its size and what its timestamps are worth."""
 LUMA_SIZE = 64
@@ -60,14 +58,20 @@ class Frame(NamedTuple):
     """A picture and when it is shown.
 
     start, end: seconds after the start of the input's first picture; a frame ends where the next one starts.
+    picture: RGB, upright, and alpha.
     luma: its brightness, shrunk to at most ``LUMA_SIZE`` a side, uint8 [h, w]; scene cuts are found in it. None where
         it is yet to be computed from the image.
     """
 
     start: Fraction
     end: Fraction
-    image: Image
+    picture: Picture
     luma: NDArray[np.uint8] | None = None
+
+    @property
+    def image(self) -> Image:
+        """The picture in 8 bits, laid on black where it is transparent."""
+        return to_image(self.picture)
 
 
 class Reader(Protocol):
@@ -79,7 +83,9 @@ class Reader(Protocol):
     frames, duration: how many frames and seconds there are, None where the file does not say. Estimates: damaged files
         hold fewer.
     sample_aspect_ratio: width of a pixel over its height, None where the input does not say.
+    colour: of the pictures.
     origin: when the first picture is shown on the file's own clock, seconds; what its sound is shifted by.
+    device: where the pictures' tensors shall be; the CPU unless it is set.
     notices: what went wrong so far; those about the middle of a file come while it is read.
     """
 
@@ -90,7 +96,9 @@ class Reader(Protocol):
     frames: int | None
     duration: Fraction | None
     sample_aspect_ratio: Fraction | None
+    colour: Colour
     origin: Fraction
+    device: torch.device | str
     notices: Notices
 
     def __iter__(self) -> Iterator[Frame]: ...
@@ -108,16 +116,28 @@ class Reader(Protocol):
         """
         ...
 
+    def starts(self) -> list[Fraction]:
+        """When each frame starts, without converting any picture."""
+        ...
+
     def close(self) -> None: ...
 
 
-def open_reader(path: Path, rate: Fraction = Fraction(24), notices: Notices | None = None) -> Reader:
+def open_reader(
+    path: Path,
+    rate: Fraction = Fraction(24),
+    notices: Notices | None = None,
+    deinterlace: Deinterlace = "auto",
+    tonemap: Tonemap | None = None,
+) -> Reader:
     """Opens a video file, an animated image or a folder of images.
 
     Args:
         path: the file or folder.
         rate: frames per second of a folder, which has none of its own.
         notices: where to collect what is wrong with the input; ``Notices(strict=True)`` makes that errors.
+        deinterlace: which pictures of a video are deinterlaced: ``auto`` for those that are flagged, ``on``, ``off``.
+        tonemap: an operator that makes SDR of HDR; None to keep HDR.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -126,37 +146,34 @@ def open_reader(path: Path, rate: Fraction = Fraction(24), notices: Notices | No
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     notices = Notices() if notices is None else notices
-    return ImageReader(path, rate, notices) if path.is_dir() else VideoReader(path, notices)
+    if path.is_dir():
+        return ImageReader(path, rate, notices, tonemap)
+    return VideoReader(path, notices, deinterlace, tonemap)
 
 
-def to_rgb(frame: av.VideoFrame) -> Image:
-    """RGB, upright. An untagged stream is taken to be BT.709 from 720 lines on and BT.601 below, as players do."""
-    matrix = MATRICES.get(frame.colorspace, Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601)
-    rgb = frame.to_ndarray(format="rgb24", src_colorspace=matrix)
-    return np.ascontiguousarray(np.rot90(rgb, round(_rotation(frame) / 90) % 4))
-
-
-def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) that ``to_rgb`` gives."""
-    return (frame.width, frame.height) if round(_rotation(frame) / 90) % 2 else (frame.height, frame.width)
-
-
-def _rotation(frame: av.VideoFrame) -> float:
-    """Degrees counter-clockwise by which the file asks to turn the picture."""
-    return frame.rotation
-
-
-def _frame(start: Fraction, end: Fraction, picture: av.VideoFrame, size: tuple[int, int]) -> Frame:
-    """size: (height, width) that the frame must have; a picture of another one is resized."""
-    image = to_rgb(picture)  # the one place where pictures become arrays
-    if image.shape[:2] != size:
-        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-        resized = F.interpolate(planes.float(), size, mode="bicubic", antialias=True)
-        image = resized[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+def _frame(
+    start: Fraction,
+    end: Fraction,
+    frame: av.VideoFrame,
+    conversion: Conversion,
+    size: tuple[int, int],
+    device: torch.device | str,
+) -> Frame:
+    """size: (height, width) that the picture must have; one of another size is resized."""
+    picture = conversion(frame, device)  # the one place where frames become tensors
+    if picture.rgb.shape[1:] != size:
+        rgb, alpha = picture
+        picture = Picture(_resized(rgb, size), None if alpha is None else _resized(alpha, size))
     scale = min(1.0, LUMA_SIZE / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
-    luma = picture.to_ndarray(format="gray", width=width, height=height, interpolation="AREA")
-    return Frame(start, end, image, luma.astype(np.uint8, copy=False))
+    luma = frame.to_ndarray(format="gray", width=width, height=height, interpolation="AREA", threads=1)
+    return Frame(start, end, picture, luma.astype(np.uint8, copy=False))
+
+
+def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    stack = plane.reshape(1, -1, *plane.shape[-2:])
+    resized = F.interpolate(stack, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return resized.reshape(*plane.shape[:-2], *size)
 
 
 class _Shown(NamedTuple):
@@ -313,8 +330,16 @@ class _Decoder:
 class VideoReader:
     """A video file or an animated image."""
 
-    def __init__(self, path: Path, notices: Notices) -> None:
-        self.path, self.notices = path, notices
+    device: torch.device | str = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        notices: Notices,
+        deinterlace: Deinterlace = "auto",
+        tonemap: Tonemap | None = None,
+    ) -> None:
+        self.path, self.notices, self._deinterlace = path, notices, deinterlace
         with contextlib.closing(_Decoder(path, notices)) as decoder:
             stream = decoder.stream
             self._demuxer = decoder.container.format.name
@@ -334,9 +359,11 @@ class VideoReader:
             self.frames = stream.frames or None
             self.duration = self._declared_duration(decoder)
             picture = probe[0].frame
-            self.height, self.width = upright_size(picture)
+            self._conversion = make_conversion(picture, stream.codec_context.name, None, tonemap)
+            self.colour = self._conversion.colour
+            self.height, self.width = self._conversion.size(picture)
             self.sample_aspect_ratio = stream.sample_aspect_ratio
-            if self.sample_aspect_ratio and (self.height, self.width) != (picture.height, picture.width):
+            if self.sample_aspect_ratio and self._conversion.orientation.transpose:
                 self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
 
     def __iter__(self) -> Iterator[Frame]:
@@ -353,18 +380,29 @@ class VideoReader:
                 pictures = decoder.pictures()
             shown = (
                 _Shown(begin - self.origin, finish - self.origin, picture)
-                for begin, finish, picture in timeline(self._timed(pictures), 1 / self.rate)
+                for begin, finish, picture in timeline(
+                    self._timed(deinterlaced(pictures, self._deinterlace)), 1 / self.rate
+                )
             )
             for item in _window(shown, start, end, context):
-                height, width = upright_size(item.picture)
+                height, width = self._conversion.size(item.picture)
                 if (height, width) != (self.height, self.width):
                     text = f"pictures of {width}x{height} are resized to {self.width}x{self.height}, as the first one"
                     self.notices.add(text, f"{float(item.start):.2f} s")
-                yield _frame(*item, (self.height, self.width))
+                yield _frame(*item, self._conversion, (self.height, self.width), self.device)
             self._check_end(decoder)
         finally:
             if decoder is not None:
                 decoder.close()
+
+    def starts(self) -> list[Fraction]:
+        """See ``Reader.starts``."""
+        ticks, exact = self._packet_times
+        if exact:
+            return [tick * self._time_base - self.origin for tick in ticks]
+        with contextlib.closing(_Decoder(self.path, Notices())) as decoder:
+            shown = timeline(self._timed(decoder.pictures()), 1 / self.rate)
+            return [start - self.origin for start, _, _ in shown]
 
     def close(self) -> None:
         """Nothing to do: every iterator closes its own file."""
@@ -392,6 +430,7 @@ class VideoReader:
         if not self._demuxer.startswith(SEEKABLE):
             return None
         ticks, exact = self._packet_times
+        context += self._deinterlace != "off"  # which looks at the picture before
         first = bisect.bisect_right(ticks, (self.origin + start) / self._time_base) - 1 - context
         if not exact or first <= 0:
             return None
@@ -425,30 +464,46 @@ class VideoReader:
             self.notices.add(f"the file ends early: {float(there):.2f} of {float(promised):.2f} s are there")
 
 
+class _Image(NamedTuple):
+    """What the first look at an image file tells; size is (height, width)."""
+
+    size: tuple[int, int]
+    colour: Colour
+
+
 class ImageReader:
     """The images of a folder in the order of their names, ``rate`` a second. All are looked at before the first one."""
 
     sample_aspect_ratio: Fraction | None = None
     origin = Fraction(0)
+    device: torch.device | str = "cpu"
 
-    def __init__(self, path: Path, rate: Fraction, notices: Notices) -> None:
-        self.path, self.rate, self.notices = path, rate, notices
+    def __init__(
+        self,
+        path: Path,
+        rate: Fraction,
+        notices: Notices,
+        tonemap: Tonemap | None = None,
+    ) -> None:
+        self.path, self.rate, self.notices, self._tonemap = path, rate, notices, tonemap
         files = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
         paths = sorted(files, key=_natural)
         if not paths:
             raise ValueError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         with ThreadPoolExecutor() as pool:
-            checked = list(zip(paths, pool.map(_check_image, paths), strict=True))
-        good = [(number, file) for number, (file, size) in enumerate(checked) if not isinstance(size, str)]
+            checked = list(zip(paths, pool.map(self._check, paths), strict=True))
+        good = [(number, file) for number, (file, image) in enumerate(checked) if not isinstance(image, str)]
         if not good:
             raise ValueError(f"{path} holds no image that can be read; {paths[0].name}: {checked[0][1]}")
-        sizes = [size for _, size in checked if not isinstance(size, str)]
-        self.height, self.width = sizes[0]
-        for file, size in checked:
-            if isinstance(size, str):
-                notices.add(f"{size}; it is left out", file.name)
-            elif size != sizes[0]:
-                text = f"an image of {size[1]}x{size[0]} is resized to {self.width}x{self.height}, as the first one"
+        images = [image for _, image in checked if not isinstance(image, str)]
+        self.height, self.width = images[0].size
+        self.colour = _common_colour([image.colour for image in images])
+        for file, image in checked:
+            if isinstance(image, str):
+                notices.add(f"{image}; it is left out", file.name)
+            elif image.size != images[0].size:
+                height, width = image.size
+                text = f"an image of {width}x{height} is resized to {self.width}x{self.height}, as the first one"
                 notices.add(text, file.name)
         starts = [(number - good[0][0]) / rate for number, _ in good]
         self.duration: Fraction | None = (len(paths) - good[0][0]) / rate
@@ -463,7 +518,21 @@ class ImageReader:
     def read(self, start: Fraction, end: Fraction | None = None, context: int = 0) -> Iterator[Frame]:
         """See ``Reader.read``."""
         for begin, finish, file in _window(self._shown, start, end, context):
-            yield _frame(begin, finish, _read_picture(file), (self.height, self.width))
+            frame, conversion = _read_picture(file, self._tonemap)
+            yield _frame(begin, finish, frame, conversion, (self.height, self.width), self.device)
+
+    def _check(self, path: Path) -> _Image | str:
+        """What is to be known of an image before the first one is rendered, or what is wrong with the file."""
+        try:
+            frame, conversion = _read_picture(path, self._tonemap)
+        except (ValueError, OSError) as error:
+            return str(error)
+        transparent = conversion.colour.alpha and conversion(frame).alpha is not None
+        return _Image(conversion.size(frame), replace(conversion.colour, alpha=transparent))
+
+    def starts(self) -> list[Fraction]:
+        """See ``Reader.starts``."""
+        return [item.start for item in self._shown]
 
     def close(self) -> None:
         """Nothing to do: no file is open between two frames."""
@@ -475,24 +544,28 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _read_picture(path: Path) -> av.VideoFrame:
+def _common_colour(colours: list[Colour]) -> Colour:
+    """What describes all images of a folder."""
+    return replace(
+        colours[0],
+        bits=max(colour.bits for colour in colours),
+        grey=all(colour.grey for colour in colours),
+        alpha=any(colour.alpha for colour in colours),
+    )
+
+
+def _read_picture(path: Path, tonemap: Tonemap | None = None) -> tuple[av.VideoFrame, Conversion]:
     """Raises ValueError, saying why, where the file is not an image or not a whole one."""
-    if path.suffix.lower() in (".jpg", ".jpeg") and not jpeg_is_complete(path.read_bytes()):
+    data = path.read_bytes()
+    if path.suffix.lower() in (".jpg", ".jpeg") and not jpeg_is_complete(data):
         raise ValueError("the JPEG file ends early")  # decoders fill the rest with grey and say nothing
-    with path.open("rb") as file:  # by name, % would be taken for a pattern
-        try:
-            with av.open(file, "r") as container:
-                return next(container.decode(video=0))
-        except (av.FFmpegError, StopIteration, IndexError) as error:
-            raise ValueError("the file cannot be read as an image") from error
-
-
-def _check_image(path: Path) -> tuple[int, int] | str:
-    """(height, width), or what is wrong with the file."""
     try:
-        return upright_size(_read_picture(path))
-    except (ValueError, OSError) as error:
-        return str(error)
+        with av.open(io.BytesIO(data), "r") as container:  # by name, % would be taken for a pattern
+            stream = container.streams.video[0]
+            frame = next(container.decode(stream))
+            return frame, make_conversion(frame, stream.codec_context.name, data, tonemap)
+    except (av.FFmpegError, StopIteration, IndexError) as error:
+        raise ValueError("the file cannot be read as an image") from error
 
 
 def jpeg_is_complete(data: bytes) -> bool:
@@ -515,12 +588,13 @@ def jpeg_is_complete(data: bytes) -> bool:
 
 
 def read_image(path: Path) -> Image:
-    """One image file: RGB, upright, uint8 [height, width, 3].
+    """One image file: RGB, upright, laid on black where it is transparent, uint8 [height, width, 3].
 
     Raises:
         ValueError: where it is not one, or not a whole one.
     """
     try:
-        return to_rgb(_read_picture(path))
+        frame, conversion = _read_picture(path)
+        return to_image(conversion(frame))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

@@ -1,32 +1,31 @@
 """The stages of a render: input pairs, the network's pictures, the output's frames; decoding and network in threads."""
 
-from collections.abc import Generator, Iterable, Iterator
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stif_rt.runtime import Runtime
+from stif_rt.video.colour import Components, Picture, flatten
 from stif_rt.video.layout import Layout
 from stif_rt.video.overlap import Prefetch
 from stif_rt.video.plan import Pair
-from stif_rt.video.reader import Image
 
 PAIRS_AHEAD = 2
 """Input pairs that are decoded before the network needs them."""
 PICTURES_AHEAD = 2
 """Output pictures that wait for the encoder."""
 HOST_BUFFERS = PICTURES_AHEAD + 3
-"""Pinned pictures: besides those that wait, one each that is copied, handed over, and encoded."""
+"""Pinned frames: besides those that wait, one each that is copied, handed over, and encoded."""
 
 
 class PairRenderer(Protocol):
     """Renders the pictures between two input frames."""
 
-    def __call__(self, before: Image, after: Image, times: list[float]) -> Iterator[Tensor]:
-        """One picture for each time in [0, 1], uint8 [H, W, 3]; the same object again where a time repeats."""
+    def __call__(self, before: Picture, after: Picture, times: list[float]) -> Iterator[Components]:
+        """What is to be stored of one picture for each time in [0, 1]; the same object again where a time repeats."""
         ...
 
 
@@ -36,46 +35,66 @@ class NetworkRenderer:
     Args:
         runtime: makes the pictures.
         layout: size, part and bars of the output.
+        prepare: turns a picture into the values that its file stores, on the device where it is.
         keep_frames: where the layout does not change an input frame, show that frame itself at its own time.
     """
 
-    def __init__(self, runtime: Runtime, layout: Layout, keep_frames: bool = True) -> None:
+    def __init__(
+        self, runtime: Runtime, layout: Layout, prepare: Callable[[Picture], Components], keep_frames: bool = True
+    ) -> None:
         self.runtime = runtime
         self.layout = layout
+        self.prepare = prepare
         self.keep_frames = keep_frames
+        self._alpha_runtime = copy.copy(runtime)  # the same network, for another pair of frames
 
-    def __call__(self, before: Image, after: Image, times: list[float]) -> Iterator[Tensor]:
+    def __call__(self, before: Picture, after: Picture, times: list[float]) -> Iterator[Components]:
         encoded = False
-        picture: Tensor | None = None
+        prepared: Components | None = None
         shown: float | None = None
         for t in times:
-            if picture is None or t != shown:
+            if prepared is None or t != shown:
                 kept = self._kept(before, after, t)
                 if kept is None and not encoded:
-                    self.runtime.encode(before, after)
+                    self._encode(before, after)
                     encoded = True
-                picture, shown = self._framed(self._rendered(t) if kept is None else kept), t
-            yield picture
+                rgb, alpha = self._rendered(t, before, after) if kept is None else kept
+                picture = Picture(self._framed(rgb), None if alpha is None else self._framed(alpha))
+                prepared, shown = self.prepare(picture), t
+            yield prepared
 
-    def _kept(self, before: Image, after: Image, t: float) -> Tensor | None:
+    def _kept(self, before: Picture, after: Picture, t: float) -> Picture | None:
         """The input frame of that time, where the output shows it as it is."""
-        if not self.keep_frames or t not in (0.0, 1.0) or before.shape[:2] != self.layout.picture:
+        if not self.keep_frames or t not in (0.0, 1.0) or before.rgb.shape[1:] != self.layout.picture:
             return None
         y, x, h, w = self.layout.region
-        return torch.from_numpy((before if t == 0 else after)[y : y + h, x : x + w])
+        rgb, alpha = before if t == 0 else after
+        return Picture(rgb[:, y : y + h, x : x + w], None if alpha is None else alpha[y : y + h, x : x + w])
 
-    def _rendered(self, t: float) -> Tensor:
+    def _encode(self, before: Picture, after: Picture) -> None:
+        """Transparent pictures are rendered on black, and their alpha as a grey picture of its own."""
+        self.runtime.encode(flatten(before), flatten(after))
+        if before.alpha is not None or after.alpha is not None:
+            pair = [before.rgb.new_ones(before.rgb.shape[1:]) if p.alpha is None else p.alpha for p in (before, after)]
+            self._alpha_runtime.encode(*(alpha.expand(3, -1, -1) for alpha in pair))
+
+    def _rendered(self, t: float, before: Picture, after: Picture) -> Picture:
         size, region = self.layout.picture, self.layout.region
-        whole = region == (0, 0, *size)
-        return self.runtime.render(t, size=size, region=None if whole else region, output="uint8")
+        part = None if region == (0, 0, *size) else region
+        rgb = self.runtime.render(t, size=size, region=part)
+        if before.alpha is None and after.alpha is None:
+            return Picture(rgb)
+        alpha = self._alpha_runtime.render(t, size=size, region=part).mean(0)
+        return Picture((rgb / alpha.clamp(min=1e-6)).clamp_(0, 1), alpha)
 
-    def _framed(self, picture: Tensor) -> Tensor:
-        """The picture in its frame, with black around it."""
-        if tuple(picture.shape[:2]) == self.layout.frame:
-            return picture
-        frame = torch.zeros(*self.layout.frame, 3, dtype=picture.dtype, device=picture.device)
-        (y, x), (h, w) = self.layout.offset, picture.shape[:2]
-        frame[y : y + h, x : x + w] = picture
+    def _framed(self, plane: Tensor) -> Tensor:
+        """[..., h, w] in its frame, with black (and opaque) around it."""
+        h, w = plane.shape[-2:]
+        if (h, w) == self.layout.frame:
+            return plane
+        frame = plane.new_full((*plane.shape[:-2], *self.layout.frame), float(plane.ndim == 2))
+        y, x = self.layout.offset
+        frame[..., y : y + h, x : x + w] = plane
         return frame
 
 
@@ -91,43 +110,53 @@ def select(pairs: Iterable[Pair], first: int, last: int | None) -> Iterator[Pair
             return
 
 
-def pictures(pairs: Iterable[Pair], render_pair: PairRenderer) -> Generator[NDArray[np.uint8], None, None]:
+def pictures(pairs: Iterable[Pair], render_pair: PairRenderer) -> Generator[Components, None, None]:
     """The output's frames; each stage works in a thread of its own, a few items ahead of the next one."""
     with Prefetch(pairs, PAIRS_AHEAD) as decoded:
-        rendered = (image for pair in decoded for image in render_pair(pair.before.image, pair.after.image, pair.times))
-        with Prefetch(to_host(rendered), PICTURES_AHEAD) as images:
-            yield from images
+        rendered = (
+            prepared
+            for pair in decoded
+            for prepared in render_pair(pair.before.picture, pair.after.picture, pair.times)
+        )
+        with Prefetch(to_host(rendered), PICTURES_AHEAD) as frames:
+            yield from frames
 
 
-def to_host(images: Iterable[Tensor]) -> Iterator[NDArray[np.uint8]]:
-    """The pictures as arrays; one from a GPU is overwritten ``HOST_BUFFERS`` pictures later.
+def to_host(frames: Iterable[Components]) -> Iterator[Components]:
+    """The frames in the host's memory; one from a GPU is overwritten ``HOST_BUFFERS`` frames later.
 
-    From a GPU they are copied to pinned memory on a stream of their own, while the next picture is made.
+    From a GPU they are copied to pinned memory on a stream of their own, while the next one is made.
     """
-    copies: list[Tensor] = []  # used in turn
-    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    buffers: list[Components] = []  # used in turn
+    waiting: tuple[Components, torch.cuda.Event] | None = None
     stream: torch.cuda.Stream | None = None
-    for number, image in enumerate(images):
-        if image.device.type != "cuda":
-            yield image.numpy()
+    for number, frame in enumerate(frames):
+        device = next(iter(frame.values())).device
+        if device.type != "cuda":
+            yield frame
             continue
         if stream is None:
-            stream = torch.cuda.Stream(image.device)
-            copies = [torch.empty(image.shape, dtype=image.dtype, pin_memory=True) for _ in range(HOST_BUFFERS)]
-        copy = copies[number % HOST_BUFFERS]
-        stream.wait_stream(torch.cuda.current_stream(image.device))
+            stream = torch.cuda.Stream(device)
+            buffers = [
+                {name: torch.empty(plane.shape, dtype=plane.dtype, pin_memory=True) for name, plane in frame.items()}
+                for _ in range(HOST_BUFFERS)
+            ]
+        buffer = buffers[number % HOST_BUFFERS]
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            copy.copy_(image, non_blocking=True)
+            for name, plane in frame.items():
+                buffer[name].copy_(plane, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
-        image.record_stream(stream)  # its memory is not given to another before the copy ends
+        for plane in frame.values():
+            plane.record_stream(stream)  # its memory is not given to another before the copy ends
         if waiting is not None:
             yield _finished(*waiting)
-        waiting = copy, done
+        waiting = buffer, done
     if waiting is not None:
         yield _finished(*waiting)
 
 
-def _finished(copy: Tensor, done: torch.cuda.Event) -> NDArray[np.uint8]:
+def _finished(frame: Components, done: torch.cuda.Event) -> Components:
     done.synchronize()
-    return copy.numpy()
+    return frame

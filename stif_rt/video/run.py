@@ -10,17 +10,19 @@ from typing import Any, NamedTuple, cast
 
 import av
 import av.container
-import numpy as np
+import torch
 
+from stif_rt.files import publish
 from stif_rt.runtime import Runtime
+from stif_rt.video.colour import Components, Picture
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.notices import Notice
 from stif_rt.video.options import Cancellation, Progress, ProgressCallback, RenderOptions
-from stif_rt.video.reader import Image, VideoReader
+from stif_rt.video.reader import VideoReader
 from stif_rt.video.render import NetworkRenderer, PairRenderer, pictures
 from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, write_segments
-from stif_rt.video.workspace import Workspace, open_workspace, publish
-from stif_rt.video.writer import CODECS, ImageWriter, VideoWriter, copied_audio, publish_images
+from stif_rt.video.workspace import Workspace, open_workspace
+from stif_rt.video.writer import ImageWriter, VideoWriter, copied_audio, publish_images
 
 
 class Rendered(NamedTuple):
@@ -103,7 +105,8 @@ def run_job(
         def report(frames: int) -> None:
             progress(Progress("rendering", frames, job.expected, time.perf_counter() - started, resumed))
 
-        render_pair = NetworkRenderer(runtime, job.layout, job.options.keep_frames)
+        job.reader.device = runtime.device
+        render_pair = NetworkRenderer(runtime, job.layout, job.encoding.components, job.options.keep_frames)
         done = workspace.finished()
         for gap in missing_runs(done, range(max(done, default=-1) + 1)):
             render_range(job, workspace, render_pair, gap.start * length, gap.stop * length, report, cancel)
@@ -147,7 +150,7 @@ def render_range(
     """
     done = first
 
-    def watched(images: Iterator[Image]) -> Iterator[Image]:
+    def watched(images: Iterator[Components]) -> Iterator[Components]:
         nonlocal done
         for image in images:
             cancel.check()
@@ -167,24 +170,22 @@ def render_range(
     return done
 
 
-def segment_writer(job: Job) -> Callable[[Path], AbstractContextManager[Callable[[Image], None]]]:
+def segment_writer(job: Job) -> Callable[[Path], AbstractContextManager[Callable[[Components], None]]]:
     """Opens the file of a segment, or for images the folder, and gives the function that appends a frame."""
 
     @contextlib.contextmanager
-    def open_video(path: Path) -> Iterator[Callable[[Image], None]]:
-        codec = job.options.codec or CODECS[job.suffix]
-        crf = 16 if job.options.crf is None else job.options.crf
+    def open_video(path: Path) -> Iterator[Callable[[Components], None]]:
+        ratio = job.layout.sample_aspect_ratio
         with av.open(str(path), "w") as container:
-            writer = VideoWriter(
-                container, job.layout.frame, job.rates.playing, codec, crf, None, job.layout.sample_aspect_ratio
-            )
+            writer = VideoWriter(container, job.layout.frame, job.rates.playing, job.encoding, ratio)
             yield writer.write
             writer.finish()
 
     @contextlib.contextmanager
-    def open_images(path: Path) -> Iterator[Callable[[Image], None]]:
+    def open_images(path: Path) -> Iterator[Callable[[Components], None]]:
         path.mkdir()
-        yield ImageWriter(path).write
+        suffix = f".{job.options.image_format}"
+        yield ImageWriter(path, job.layout.frame, job.encoding, suffix).write
 
     return open_video if job.as_video else open_images
 
@@ -194,10 +195,10 @@ def check_encoding(job: Job, workspace: Workspace) -> None:
     if not job.as_video:
         return
     with workspace.temporary(f"trial{job.suffix}") as path, segment_writer(job)(path) as write:
-        write(np.zeros((*job.layout.frame, 3), np.uint8))
+        write(job.encoding.components(Picture(torch.zeros(3, *job.layout.frame))))
     try:
         with workspace.temporary(f"trial{job.suffix}") as path, av.open(str(path), "w") as container:
-            stream = cast(av.VideoStream, container.add_stream(job.options.codec or CODECS[job.suffix], rate=24))
+            stream = cast(av.VideoStream, container.add_stream(job.encoding.codec, rate=24))
             stream.height, stream.width = 64, 64
             with other_streams(job)(container):
                 container.start_encoding()

@@ -6,12 +6,12 @@ Light is relative to SDR white, which is 203 cd/m2 of HDR (ITU-R BT.2408).
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stif_rt.video.colour import BT709, BT2020, HLG, PQ, Colour
+from stif_rt.video.options import Tonemap
 
 WHITE = 203.0
 """cd/m2 of HDR that become SDR white."""
@@ -20,8 +20,6 @@ UNKNOWN_PEAK = 1000.0
 LINEAR, SRGB = 8, 13
 GAMMAS = {4: 2.2, 5: 2.8, LINEAR: 1.0}
 """Exponents of plain power functions, by transfer characteristics; BT.1886's 2.4 for what is not named anywhere."""
-Operator = Literal["clip", "mobius", "bt2390"]
-OPERATORS: tuple[Operator, ...] = ("clip", "mobius", "bt2390")
 
 M1, M2 = 2610 / 16384, 2523 / 32
 C1, C2, C3 = 3424 / 4096, 2413 / 128, 2392 / 128
@@ -81,7 +79,7 @@ def from_light(light: Tensor, transfer: int) -> Tensor:
     return (light ** (1 / GAMMAS.get(transfer, 2.4))).clamp(max=1)
 
 
-def tonemap(rgb: Tensor, colour: Colour, operator: Operator = "clip", peak: float | None = None) -> Tensor:
+def tonemap(rgb: Tensor, colour: Colour, operator: Tonemap = "clip", peak: float | None = None) -> Tensor:
     """SDR in BT.709 from HDR.
 
     Args:

@@ -1,29 +1,22 @@
 """Frames into a video file or a folder of images. Nothing appears under the final name before it is complete."""
 
-import contextlib
-import shutil
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import av
 import av.container
-from av.video.reformatter import Colorspace
 
+from stif_rt.files import whole_file
+from stif_rt.video.colour import IDENTITY, Colour, Components, from_image
+from stif_rt.video.encoding import CODECS, CRF, IMAGE_CODECS, Encoding, choose_encoding
+from stif_rt.video.notices import Notices
 from stif_rt.video.reader import Image, VideoReader
 
-CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".m4v": "libx264", ".webm": "libvpx-vp9"}
-BT709 = 1
-LIMITED_RANGE = 1
 AUDIO_LEAD = Fraction(1, 2)
 """Seconds by which copied audio runs ahead of the video in the file, so that players need not seek."""
-
-
-class Writer(Protocol):
-    def write(self, image: Image) -> None:
-        """Appends a frame, uint8 [H, W, 3]."""
-        ...
 
 
 def is_video(path: Path) -> bool:
@@ -52,90 +45,60 @@ def check_target(path: Path, source: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists; give --overwrite to replace it")
 
 
-@contextlib.contextmanager
-def video_writer(
-    path: Path,
-    size: tuple[int, int],
-    rate: Fraction,
-    crf: int,
-    sound: VideoReader | None = None,
-    sample_aspect_ratio: Fraction | None = None,
-) -> Iterator[Writer]:
-    """Writes H.264 (VP9 for .webm) in BT.709, with the first audio stream of ``sound`` copied where it has one.
-
-    size: (H, W), both even. The file appears under ``path`` when the context ends without an exception.
-    """
-    temporary = path.absolute().with_name(f".{path.stem}.part{path.suffix}")
-    if sound is not None and path.suffix.lower() in (".mp4", ".m4v"):
-        with av.open(str(sound.path.absolute())) as source:
-            pcm = any(audio.codec_context.name.startswith("pcm") for audio in source.streams.audio[:1])
-        if pcm:
-            raise ValueError(f"uncompressed audio cannot be stored in {path.suffix}; write .mkv, or give --no-audio")
-    try:
-        with av.open(str(temporary), "w") as container:
-            writer = VideoWriter(container, size, rate, CODECS[path.suffix.lower()], crf, sound, sample_aspect_ratio)
-            yield writer
-            writer.finish()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class VideoWriter:
-    """Made by ``video_writer``."""
+    """Writes frames into a container.
+
+    Args:
+        container: an open one, without streams.
+        size: (H, W), both even for most encodings.
+        rate: frames per second.
+        encoding: of the frames.
+        sample_aspect_ratio: width of a pixel over its height, None for square ones.
+
+    Raises:
+        ValueError: where the encoder does not take such frames.
+    """
 
     def __init__(
         self,
         container: av.container.OutputContainer,
         size: tuple[int, int],
         rate: Fraction,
-        codec: str,
-        crf: int,
-        sound: VideoReader | None,
-        sample_aspect_ratio: Fraction | None,
+        encoding: Encoding,
+        sample_aspect_ratio: Fraction | None = None,
     ) -> None:
-        H, W = size
-        self.container = container
-        self.rate = rate
-        self.stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options={"crf": str(crf)}))
-        self.stream.width, self.stream.height, self.stream.pix_fmt = W, H, "yuv420p"
-        self.stream.time_base = 1 / rate
-        context = self.stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = BT709
-        context.color_range = LIMITED_RANGE
-        if sample_aspect_ratio:
-            context.sample_aspect_ratio = sample_aspect_ratio
+        self.container, self.size, self.rate, self.encoding = container, size, rate, encoding
         self.count = 0
-        self._audio = iter(()) if sound is None else _copied_audio(container, sound)
         try:
-            self._packet = next(self._audio, None)
+            self.stream = encoding.add_stream(container, size, rate, sample_aspect_ratio)
             container.start_encoding()
         except (av.FFmpegError, ValueError) as error:
-            if len(container.streams.audio) or sound is not None:
-                raise ValueError(
-                    f"cannot start the file ({error}); if its sound does not fit, write .mkv or give --no-audio"
-                ) from error
-            raise ValueError(f"cannot encode {W}x{H} pixels with {codec}: {error}") from error
+            H, W = size
+            kind = f"{W}x{H} pixels of {encoding.pixel_format} with {encoding.codec}"
+            raise ValueError(f"cannot encode {kind}: {error}") from error
 
-    def write(self, image: Image) -> None:
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+    def write(self, components: Components) -> None:
+        """Appends a frame; see ``Encoding.components``."""
+        frame = self.encoding.frame(components, self.size)
         frame.pts, frame.time_base = self.count, 1 / self.rate
         self.container.mux(self.stream.encode(frame))
         self.count += 1
-        self._mux_audio(self.count / self.rate + AUDIO_LEAD)
 
     def finish(self) -> None:
+        """Writes what the encoder still holds."""
         self.container.mux(self.stream.encode(None))
-        self._mux_audio(None)
 
-    def _mux_audio(self, until: Fraction | None) -> None:
-        while self._packet is not None:
-            packet = self._packet
-            if until is not None and packet.dts is not None and packet.dts * packet.time_base > until:
-                return
-            self.container.mux(packet)
-            self._packet = next(self._audio, None)
+
+def write_video(path: Path, images: Iterable[Image], rate: Fraction, crf: int = CRF) -> None:
+    """A video of pictures, uint8 [H, W, 3], in the usual encoding for the name of the file."""
+    iterator = iter(images)
+    first = next(iterator)
+    encoding = choose_encoding(path.suffix.lower(), Colour(IDENTITY), Notices(), crf=crf)
+    with whole_file(path.absolute()) as temporary, av.open(str(temporary), "w") as container:
+        writer = VideoWriter(container, (first.shape[0], first.shape[1]), rate, encoding)
+        for image in itertools.chain((first,), iterator):
+            writer.write(encoding.components(from_image(image)))
+        writer.finish()
 
 
 def copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Callable[[Fraction | None], None]:
@@ -170,29 +133,6 @@ def _copied_audio(container: av.container.OutputContainer, source: VideoReader) 
             yield packet
 
 
-@contextlib.contextmanager
-def image_writer(path: Path) -> Iterator[Writer]:
-    """Writes ``frame_000000.png`` ... into a folder, which gets its files when the context ends without an exception.
-
-    Such frames that the folder already holds are replaced, all of them; other files stay.
-    """
-    path = path.resolve()
-    temporary = (path if path.is_dir() else path.parent) / f".{path.name}.part"  # on the file system of the target
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield ImageWriter(temporary)
-        if path.exists():
-            for file in path.glob("frame_*.png"):
-                file.unlink()
-            for file in temporary.iterdir():
-                file.replace(path / file.name)
-        else:
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def publish_images(temporary: Path, target: Path, overwrite: bool) -> None:
     """Gives a folder of finished images its final name; in a folder that exists, such images are replaced.
 
@@ -201,22 +141,24 @@ def publish_images(temporary: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and any(target.iterdir()):
         if not overwrite:
             raise FileExistsError(f"{target} has appeared meanwhile; give --overwrite to replace its images")
-        for file in target.glob("frame_*.png"):
-            file.unlink()
+        for file in target.glob("frame_*"):
+            if file.suffix in IMAGE_CODECS:
+                file.unlink()
     target.mkdir(exist_ok=True)
     for file in temporary.iterdir():
         file.replace(target / file.name)
 
 
 class ImageWriter:
-    """Made by ``image_writer``."""
+    """Writes frames into a folder as ``frame_000000.png``, or what else the encoding is."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, size: tuple[int, int], encoding: Encoding, suffix: str = ".png") -> None:
+        self.folder, self.size, self.encoding, self.suffix = folder, size, encoding, suffix
         self.count = 0
 
-    def write(self, image: Image) -> None:
-        write_png(self.folder / f"frame_{self.count:06d}.png", image)
+    def write(self, components: Components) -> None:
+        """Appends a frame; see ``Encoding.components``."""
+        self.encoding.write_image(self.folder / f"frame_{self.count:06d}{self.suffix}", components, self.size)
         self.count += 1
 
 

@@ -1,6 +1,6 @@
 """The cases that tests and benchmarks share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stif_rt.model.config import Config
 
@@ -33,6 +33,17 @@ CASES = [
 MEASURED = [Case("360p", (90, 160), (360, 640)), Case("720p", (180, 320), (720, 1280))]
 """What benchmarks run when they measure; the cases above only show that they run."""
 
+MOTION: dict[str, Any] = {
+    "front_blocks": 1,
+    "back_blocks": 1,
+    "recurrent": False,
+    "upsampling_head": False,
+    "grid": "centres",
+    "residual": True,
+    "flow_unit": "input",
+    "motion": True,
+}
+LEARNED: dict[str, Any] = {"blend": True, "bicubic": True, "scale": True, "sif_time": False}
 VARIANTS = {
     "paper": Config(),
     "fixed": Config(fixed_time=True),
@@ -44,5 +55,16 @@ VARIANTS = {
     "centres": Config(grid="centres"),
     "residual": Config(residual=True),
     "stif-s": Config(grid="centres", residual=True, flow_unit="input"),
+    "blend": Config(grid="centres", residual=True, blend=True),
+    "bicubic": Config(grid="corners", residual=True, bicubic=True),
+    "scale": Config(scale=True),
+    "-s scale": Config(single_function=True, scale=True),
+    "untimed": Config(sif_time=False),
+    "narrow": Config(sif_widths=(64,), tif_widths=(64, 128), decoder_widths=(64, 64, 192)),
+    "motion": Config(**MOTION),
+    "compact": Config(**MOTION, **LEARNED, tif_widths=(64, 64), decoder_widths=(64, 64, 128)),
+    "compact at stride 2": Config(
+        **(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2, decoder_widths=(64, 64, 64)
+    ),
 }
 """Configurations of the implicit functions."""

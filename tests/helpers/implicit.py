@@ -3,20 +3,27 @@
 import torch
 
 from helpers.cases import Case
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import Box, cell_count, make_geometry
+from stif_rt.model.config import Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 
 
-def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Tensor, torch.Tensor]:
+    """Features as an encoder of that configuration returns them, with a velocity of several pixels; frames; times."""
+    config = config or Config()
     torch.manual_seed(0)
-    features = torch.rand(case.batch, 3, 64, *case.inputs) - 0.5
+    cells = [cell_count(n, config.feature_stride) for n in case.inputs]
+    maps = torch.rand(case.batch, 3, 64, *cells) - 0.5
     times = torch.tensor(case.times).expand(case.batch, -1) * torch.linspace(1, 0.5, case.batch)[:, None]
-    return features, torch.rand(case.batch, 2, 3, *case.inputs), times.contiguous()
+    frames = torch.rand(case.batch, 2, 3, *case.inputs)
+    velocity = 4 * torch.randn(case.batch, 2, *cells) if config.motion else None
+    return Features(maps, velocity), frames, times.contiguous()
 
 
 def run(kernels, config, case, region=None, box=None):
     """Both passes over ``region``; the spatial feature over ``box``."""
-    features, frames, times = inputs(case)
+    features, frames, times = inputs(case, config)
     whole = Box(0, 0, *case.outputs)
     region, box = region or whole, box or whole
     with torch.inference_mode():
@@ -28,7 +35,8 @@ def run(kernels, config, case, region=None, box=None):
 
 
 def expected(model: ImplicitFunctions, case: Case, dtype=torch.float32):
-    features, frames, times = (x.to(dtype) for x in inputs(case))
+    features, frames, times = inputs(case, model.config)
+    features, frames, times = Features(features.maps.to(dtype), features.velocity), frames.to(dtype), times.to(dtype)
     with torch.no_grad():
         found = [model.to(dtype)(features, frames, times[:, n], case.outputs) for n in range(times.shape[1])]
 
@@ -37,4 +45,4 @@ def expected(model: ImplicitFunctions, case: Case, dtype=torch.float32):
         return None if parts[0] is None else torch.stack(parts, 1)
 
     sif, flow = (None if (x := stack(name)) is None else x.movedim(2, -1) for name in ("sif", "flow"))
-    return sif, flow, stack("rgb")
+    return sif if sif is None or model.config.sif_time else sif[:, :1], flow, stack("rgb")

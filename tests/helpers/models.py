@@ -7,6 +7,7 @@ import torch
 
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.model.velocity import VelocityHead
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -16,9 +17,20 @@ TINY = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_hea
 
 
 def fill_model(model, seed: int = 0):
-    """Deterministic weights that make flows of several pixels, so that mistakes show."""
+    """Deterministic weights that make flows of several pixels, so that mistakes show.
+
+    The velocity head works from its start on; that is drawn anew and disturbed, so that nothing in it is zero.
+    """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in fill(shapes, seed).items()})
+    head = {name for name in shapes if name.startswith("velocity_head.")}
+    state = fill({name: shape for name, shape in shapes.items() if name not in head}, seed)
+    values = {name: torch.from_numpy(value) for name, value in state.items()}
+    if head:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = {f"velocity_head.{name}": value for name, value in VelocityHead().state_dict().items()}
+            values |= {name: value + 0.02 * torch.randn(value.shape) for name, value in fresh.items()}
+    model.load_state_dict(values)
     return model.eval()
 
 

@@ -20,12 +20,18 @@ def write_video(
     rate: Fraction = Fraction(10),
     times: list[Fraction] | None = None,
     sound: bool = False,
+    turned: int = 0,
 ) -> Path:
-    """H.264 in 4:4:4 (nearly lossless), with AAC stereo sound of the same length if asked for."""
+    """H.264 in 4:4:4 (nearly lossless), with AAC stereo sound of the same length if asked for.
+
+    turned: degrees counter-clockwise by which players shall turn the pictures.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "4"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv444p"
+        if turned:
+            stream.set_display_rotation(turned)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("aac", rate=48000, layout="stereo") if sound else None

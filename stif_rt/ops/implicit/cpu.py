@@ -11,18 +11,22 @@ from torch import Tensor
 
 from stif_rt.geometry import Axis, Box, Geometry
 from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, unsupported
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
+
+FIELDS: tuple[str, ...] = ()
+"""Fields of the configuration beyond the paper's that the kernels compute, whatever their values."""
 
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"it runs on CPUs, not on {device}"
     chosen = native.choose(dtype)
-    return chosen if isinstance(chosen, str) else None
+    return chosen if isinstance(chosen, str) else unsupported(config, FIELDS)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CpuKernels":
@@ -44,15 +48,15 @@ class _Siren:
             return native.Linear(packed.data_ptr(), weight.shape[1], weight.shape[0])
 
         self._memory: list[Tensor] = []  # what the structures point to
-        self._time, self._bias = network.time, network.bias
+        self._network = network
         layers = (*network.hidden, network.output)
         self._hidden = (native.Linear * 5)(*(pack(weight, bias) for weight, bias in layers))
         self._count = len(layers)
         self._local = native.Linear() if network.local is None or not pixelwise else pack(network.local, None)
 
-    def at(self, time: Tensor) -> tuple[native.Siren, Tensor]:
+    def at(self, time: Tensor, geometry: Geometry) -> tuple[native.Siren, Tensor]:
         """The network at one time, and the tensor that it points to."""
-        start = self._bias + time * self._time
+        start = self._network.first_bias(time, geometry.pixel_size)
         return native.Siren(self._local, self._hidden, self._count, start.data_ptr()), start
 
 
@@ -73,11 +77,11 @@ class CpuKernels:
             self._second = _Siren(weights.tif, library, isa, pixelwise=True)
         self._decoder = _Siren(weights.decoder, library, isa, pixelwise=True)
 
-    def project(self, features: Tensor, frames: Tensor) -> Projections:
+    def project(self, features: Features, frames: Tensor) -> Projections:
         return project(self.weights, features, frames, self.dtype)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         if self._first is None:
             return None, None
@@ -87,8 +91,10 @@ class CpuKernels:
         nearest = projections.tif if self.weights.sif is None else projections.sif
         bilinear = projections.tif if self._second is not None else ()
         for b, t in _indices(times):
-            first, _keep_first = self._first.at(times[b, t])
-            second, _keep_second = (native.Siren(), None) if self._second is None else self._second.at(times[b, t])
+            first, _keep_first = self._first.at(times[b, t], geometry)
+            second, _keep_second = native.Siren(), None
+            if self._second is not None:
+                second, _keep_second = self._second.at(times[b, t], geometry)
             call = native.Implicit(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
@@ -118,7 +124,7 @@ class CpuKernels:
         feature = None if feature is None else feature.contiguous()
         flow = None if flow is None else flow.contiguous()
         for b, t in _indices(times):
-            decoder, _keep = self._decoder.at(times[b, t])
+            decoder, _keep = self._decoder.at(times[b, t], geometry)
             call = native.Decode(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),

@@ -1,26 +1,38 @@
 """What a kernel backend is given and what it returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry
+from stif_rt.model.config import WIDTHS, Config
+from stif_rt.model.encoder import Features
 
 
 @dataclass(frozen=True)
 class Projections:
-    """What is computed once per pair of frames: first layers at the input's size, channels last.
+    """What is computed once per pair of frames, channels last: first layers at the size of the encoder's maps.
 
-    sif, tif: one map [B, h, w, 64], or nothing where the variant has no such network.
-    decoder: the maps [B, h, w, 64] read at p0 and at p1, or nothing without aggregation.
+    sif, tif: one map [B, h/s, w/s, 64], or nothing where the variant has no such network.
+    decoder: the maps [B, h/s, w/s, 64] read at p0 and at p1, or nothing without aggregation.
     frames: float32 [B, 2, h, w, 3], for the warped residual.
+    velocity: float32 [B, h/s, w/s, 2], (x, y) in pixels of the frames, or None without ``motion``.
     """
 
     sif: tuple[Tensor, ...]
     tif: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
     frames: Tensor
+    velocity: Tensor | None = None
+
+
+def unsupported(config: Config, fields: Sequence[str]) -> str | None:
+    """Why kernels that compute the paper's network, and of the later fields only these, cannot run a configuration."""
+    later = ("motion", "blend", "bicubic", "feature_stride", "scale", "sif_time", *WIDTHS)
+    used = [name for name in later if getattr(config, name) != getattr(Config(), name) and name not in fields]
+    return f"it has no kernels for {', '.join(used)} as this configuration has it" if used else None
 
 
 class Kernels(Protocol):
@@ -29,18 +41,21 @@ class Kernels(Protocol):
     ``times`` is float32 [B, T]. Nothing that a pass returns for a pixel depends on which box was asked for.
     """
 
-    def project(self, features: Tensor, frames: Tensor) -> Projections:
-        """features: [B, 3, 64, h, w]. frames: [B, 2, 3, h, w], RGB in [0, 1]."""
+    def project(self, features: Features, frames: Tensor) -> Projections:
+        """features: from the encoder, without what the padding added. frames: [B, 2, 3, h, w], RGB in [0, 1]."""
         ...
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Pass 1 over the output pixels of ``box``.
 
         Returns the spatial feature F, [B, T, box.height, box.width, 64] in the backend's dtype (None for "-s"), and
         the flow (x0, y0, x1, y1), float32 [B, T, box.height, box.width, 4] (None for "-f"), in output pixels: what
-        the network says times the axes' ``flow_unit``.
+        the network says times the axes' ``flow_unit``, and with ``motion`` the velocity's.
+
+        Without ``sif_time`` F does not depend on the time, and the T of its shape is 1. It can then be handed in again,
+        as ``feature`` over the same box, and is not computed a second time.
         """
         ...
 

@@ -3,13 +3,14 @@
 Per pair of frames, ``project`` applies the first layers' shared columns at the input's size. Per frame there are two
 passes over the output's pixels:
 
-1. ``implicit``: F = SIF(nearest(P_sif), relative position, t), flow = TIF(F, bilinear(P_tif), t).
-   No pixel depends on another.
-2. ``decode``: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) at the positions p0, p1 to which the flow points.
+1. ``implicit``: F = SIF(nearest(P_sif), relative position, t), flow = TIF(F, bilinear(P_tif), t) + that of the
+   velocity. No pixel depends on another.
+2. ``decode``: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) + blend of the frames at the positions p0, p1 to which
+   the flow points.
 
-Cost per output pixel and time: 37 k + 26 k + 95 k multiply-adds and 1,408 sines; only F, 64 channels, exists as a
-whole map. In half precision, weights, maps and activations are rounded to that dtype and products accumulate in
-float32; coordinates, flow and interpolation weights stay float32.
+Cost per output pixel and time, with the paper's widths: 37 k + 26 k + 95 k multiply-adds and 1,408 sines; only F, 64
+channels, exists as a whole map. In half precision, weights, maps and activations are rounded to that dtype and products
+accumulate in float32; coordinates, flow and interpolation weights stay float32.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry, in_output_pixels, to_pixels, warp_coordinates
 from stif_rt.model.config import CHANNELS, Config
-from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.model.encoder import Features
+from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_share
 from stif_rt.ops.implicit import training
 from stif_rt.ops.implicit.interface import Projections
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
@@ -45,51 +47,58 @@ class ReferenceKernels:
         self.weights = weights
         self.dtype = dtype
 
-    def project(self, features: Tensor, frames: Tensor) -> Projections:
+    def project(self, features: Features, frames: Tensor) -> Projections:
         return project(self.weights, features, frames, self.dtype)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         if torch.is_grad_enabled():
-            return self._implicit(projections, times, geometry, box)
-        weights, shape = self.weights, (*times.shape, box.height, box.width)
-        feature = None if weights.sif is None else times.new_empty((*shape, CHANNELS), dtype=self.dtype)
-        flow = None if weights.tif is None else times.new_empty((*shape, 4))
+            return self._implicit(projections, times, geometry, box, feature)
+        weights, size = self.weights, (box.height, box.width)
+        known, shape = feature, times.shape if weights.config.sif_time else (len(times), 1)
+        if weights.sif is not None and known is None:
+            feature = times.new_empty((*shape, *size, CHANNELS), dtype=self.dtype)
+        flow = None if weights.tif is None else times.new_empty((*times.shape, *size, 4))
         for chunk in _chunks(box, times):
             rows = slice(chunk.top - box.top, chunk.top - box.top + chunk.height)
-            for whole, part in zip((feature, flow), self._implicit(projections, times, geometry, chunk), strict=True):
-                if whole is not None and part is not None:
+            given = None if known is None else known[:, :, rows]
+            parts = self._implicit(projections, times, geometry, chunk, given)
+            for whole, part in zip((feature, flow), parts, strict=True):
+                if whole is not None and part is not None and part is not given:
                     whole[:, :, rows] = part
         return feature, flow
 
     def _implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         sif, tif = self.weights.sif, self.weights.tif
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         vertical, horizontal = geometry.vertical, geometry.horizontal
-        feature = flow = None
-
         located, maps = (tif, projections.tif) if sif is None else (sif, projections.sif)
         if located is None:
             return None, None
-        assert located.local is not None
-        relative = torch.broadcast_tensors(vertical.relative[rows, None], horizontal.relative[None, columns])
-        table = maps[0].float() if torch.is_grad_enabled() else maps[0]  # so that gradients add in float32
-        nearest = table[:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
-        first = nearest + torch.stack(relative, -1) @ located.local.T
-        made = self._network(located, first[:, None], times)
-        if sif is None:
-            return None, in_output_pixels(made, geometry)
-
-        feature = made.to(self.dtype)
-        if tif is not None:
-            assert tif.local is not None
-            y, x = torch.broadcast_tensors(vertical.positions[rows, None], horizontal.positions[None, columns])
-            first = bilinear(projections.tif[0], y.expand(len(times), -1, -1), x.expand(len(times), -1, -1))
-            flow = self._network(tif, first[:, None] + self._linear(feature, tif.local), times)
-            flow = in_output_pixels(flow, geometry)
+        if feature is None:
+            assert located.local is not None
+            relative = torch.broadcast_tensors(vertical.relative[rows, None], horizontal.relative[None, columns])
+            table = maps[0].float() if torch.is_grad_enabled() else maps[0]  # so that gradients add in float32
+            nearest = table[:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
+            first = nearest + torch.stack(relative, -1) @ located.local.T
+            shown = times if sif is None or self.weights.config.sif_time else times[:, :1]
+            made = self._network(located, first[:, None], shown, geometry)
+            if sif is None:
+                return None, in_output_pixels(made, geometry)
+            feature = made.to(self.dtype)
+        if tif is None:
+            return feature, None
+        assert tif.local is not None
+        y, x = torch.broadcast_tensors(vertical.positions[rows, None], horizontal.positions[None, columns])
+        y, x = y.expand(len(times), -1, -1), x.expand(len(times), -1, -1)
+        first = bilinear(projections.tif[0], y, x)
+        flow = self._network(tif, first[:, None] + self._linear(feature, tif.local), times, geometry)
+        flow = in_output_pixels(flow, geometry)
+        if projections.velocity is not None:
+            flow = flow + flow_of(projections.velocity, y, x, times, geometry)
         return feature, flow
 
     def decode(
@@ -105,14 +114,15 @@ class ReferenceKernels:
         if flow is None:
             flow = times.new_zeros((*times.shape, region.height, region.width, 4))
         if torch.is_grad_enabled():
-            return self._decode(projections, feature, flow, times, geometry, region, box)
+            return sum(self.decode_apart(projections, feature, flow, times, geometry, region, box), times.new_zeros(()))
         rgb = times.new_empty((*times.shape, 3, region.height, region.width))
         for chunk in _chunks(region, times):
             rows = slice(chunk.top - region.top, chunk.top - region.top + chunk.height)
-            rgb[:, :, :, rows] = self._decode(projections, feature, flow[:, :, rows], times, geometry, chunk, box)
+            parts = self.decode_apart(projections, feature, flow[:, :, rows], times, geometry, chunk, box)
+            rgb[:, :, :, rows] = parts[0] + parts[1]
         return rgb
 
-    def _decode(
+    def decode_apart(
         self,
         projections: Projections,
         feature: Tensor | None,
@@ -121,31 +131,46 @@ class ReferenceKernels:
         geometry: Geometry,
         region: Box,
         box: Box,
-    ) -> Tensor:
-        network = self.weights.decoder
+    ) -> tuple[Tensor, Tensor]:
+        """As ``decode``, apart: what the decoder says, and the blend of the warped frames (zero without residual)."""
+        network, config = self.weights.decoder, self.weights.config
         (h, w), (H, W) = geometry.inputs, geometry.outputs
-        first = residual = torch.zeros((), device=times.device)
-        for k, share in enumerate((1 - times, times)):
+        first = torch.zeros((), device=times.device)
+        warped = []
+        for k in (0, 1):
             y = warp_coordinates(flow[..., 2 * k + 1], geometry.vertical, region.top, dim=2)  # [B, T, height, width]
             x = warp_coordinates(flow[..., 2 * k], geometry.horizontal, region.left, dim=3)
             if feature is not None:
                 assert network.local is not None
                 rows, columns = to_pixels(y, H) - box.top, to_pixels(x, W) - box.left
-                sample = bilinear(feature.flatten(0, 1), rows.flatten(0, 1), columns.flatten(0, 1))
+                sample = self._read_feature(feature, rows, columns)
                 weight = network.local[:, k * CHANNELS : (k + 1) * CHANNELS]
-                first = first + self._linear(sample.unflatten(0, times.shape), weight)
-            rows, columns = to_pixels(y, h), to_pixels(x, w)
+                first = first + self._linear(sample, weight)
             if projections.decoder:
+                rows, columns = to_pixels(y, geometry.vertical.extent), to_pixels(x, geometry.horizontal.extent)
                 first = first + bilinear(projections.decoder[k], rows, columns)
-            if self.weights.config.residual:
-                frame = bilinear(projections.frames[:, k], rows.clamp(0, h - 1), columns.clamp(0, w - 1))
-                residual = residual + share[:, :, None, None, None] * frame
-        return (self._network(network, first, times) + residual).movedim(-1, 2)
+            if config.residual:
+                read = bicubic if config.bicubic else _bilinear_border
+                warped.append(read(projections.frames[:, k], to_pixels(y, h), to_pixels(x, w)))
+        said = self._network(network, first, times, geometry)
+        if not config.residual:
+            return said.movedim(-1, 2), torch.zeros((), device=times.device)
+        time = times[:, :, None, None, None]
+        share = 1 - time
+        if config.blend:
+            said, m = said.split((3, 1), -1)
+            share = first_share(m, time)
+        return said.movedim(-1, 2), (share * warped[0] + (1 - share) * warped[1]).movedim(-1, 2)
 
-    def _network(self, network: FoldedSiren, first: Tensor, times: Tensor) -> Tensor:
-        """A SIREN from the sum of what its first layer is given but time and bias. float32 [B, T, height, width, n]."""
-        time = times[..., None] * network.time + network.bias  # [B, T, 64]
-        first = first + time[:, :, None, None]
+    def _read_feature(self, feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """F, of every time or of all, at positions [B, T, height, width]."""
+        if feature.shape[1] == 1:
+            return bilinear(feature[:, 0], y, x)
+        return bilinear(feature.flatten(0, 1), y.flatten(0, 1), x.flatten(0, 1)).unflatten(0, y.shape[:2])
+
+    def _network(self, network: FoldedSiren, first: Tensor, times: Tensor, geometry: Geometry) -> Tensor:
+        """A SIREN from what its first layer makes of its inputs at each pixel. float32 [B, T, height, width, n]."""
+        first = first + network.first_bias(times, geometry.pixel_size)[:, :, None, None]
         if _trains_in_bfloat16(self.dtype):
             x = training.sine(first)
             for weight, bias in network.hidden:
@@ -160,16 +185,18 @@ class ReferenceKernels:
         return linear(x, weight, bias, self.dtype)
 
 
-def project(weights: FoldedWeights, features: Tensor, frames: Tensor, dtype: torch.dtype) -> Projections:
-    """The first layers' shared columns at the input's size. See ``Kernels.project``."""
-    maps = torch.cat((features.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).float()
+def project(weights: FoldedWeights, features: Features, frames: Tensor, dtype: torch.dtype) -> Projections:
+    """The first layers' shared columns at the maps' size. See ``Kernels.project``."""
+    shrunk = at_cells(frames, weights.config.feature_stride)
+    maps = torch.cat((features.maps.flatten(1, 2), shrunk.flatten(1, 2)), 1).movedim(1, -1).float()
 
     def apply(network: FoldedSiren | None) -> tuple[Tensor, ...]:
         columns = () if network is None else network.projections
         return tuple(linear(maps, weight, None, dtype).to(dtype) for weight in columns)
 
     images = frames.movedim(2, -1).float().contiguous()
-    return Projections(apply(weights.sif), apply(weights.tif), apply(weights.decoder), images)
+    velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
+    return Projections(apply(weights.sif), apply(weights.tif), apply(weights.decoder), images, velocity)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -184,29 +211,77 @@ def _trains_in_bfloat16(dtype: torch.dtype) -> bool:
     return torch.is_grad_enabled() and dtype == torch.bfloat16
 
 
+def flow_of(velocity: Tensor, y: Tensor, x: Tensor, times: Tensor, geometry: Geometry) -> Tensor:
+    """The flow (x0, y0, x1, y1) that a velocity implies, float32 [B, T, height, width, 4], in output pixels.
+
+    velocity: [B, h, w, 2]. y, x: [B, height, width], cells of it. times: [B, T]. See ``implicit_functions.flow_of``.
+    """
+    t = times[:, :, None, None]
+    here = _bilinear_border(velocity, y, x)[:, None] * ((t - 0.5) / geometry.vertical.stride)[..., None]
+    there = _bilinear_border(velocity, y[:, None] - here[..., 1], x[:, None] - here[..., 0])
+    there = there * there.new_tensor((geometry.horizontal.scale, geometry.vertical.scale))
+    return torch.cat((-t[..., None] * there, (1 - t[..., None]) * there), -1)
+
+
 def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Bilinear samples of channels-last maps, each of the four neighbours outside the map counting as zero.
 
     maps: [N, h, w, C]. y, x: float32 [N, ...], finite positions in pixels. Returns float32 [N, ..., C].
     """
-    N, h, w, C = maps.shape
+    _, h, w, _ = maps.shape
     top, left = y.floor(), x.floor()
     down, right = y - top, x - left
-    start = torch.arange(N, device=maps.device).view(N, *[1] * (y.ndim - 1)) * (h * w)
-    indices, shares = [], []
+    taps = []
     for row, vertical in ((top, 1 - down), (top + 1, down)):
         for column, horizontal in ((left, 1 - right), (left + 1, right)):
             inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-            indices.append(start + row.clamp(0, h - 1).long() * w + column.clamp(0, w - 1).long())
-            shares.append(vertical * horizontal * inside)
-    index, share = torch.stack(indices, -1), torch.stack(shares, -1)
+            taps.append((row, column, vertical * horizontal * inside))
+    return _weighted(maps, taps)
+
+
+def _bilinear_border(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The same with the border repeated."""
+    return bilinear(maps, y.clamp(0, maps.shape[1] - 1), x.clamp(0, maps.shape[2] - 1))
+
+
+def bicubic(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Samples of channels-last maps by Keys' cubic convolution with a = -3/4 and the border repeated, as PyTorch has
+    it. Shapes as for ``bilinear``."""
+    top, left = y.floor(), x.floor()
+    rows, columns = cubic_weights(y - top), cubic_weights(x - left)
+    taps = [(top + i - 1, left + j - 1, rows[i] * columns[j]) for i in range(4) for j in range(4)]
+    return _weighted(maps, taps)
+
+
+def cubic_weights(fraction: Tensor) -> tuple[Tensor, ...]:
+    """Of the neighbours at -1, 0, 1 and 2, for a position that far beyond the one at 0."""
+
+    def near(d: Tensor) -> Tensor:
+        return (1.25 * d - 2.25) * d * d + 1
+
+    def far(d: Tensor) -> Tensor:
+        return ((-0.75 * d + 3.75) * d - 6) * d + 3
+
+    return far(fraction + 1), near(fraction), near(1 - fraction), far(2 - fraction)
+
+
+def _weighted(maps: Tensor, taps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Weighted sums of pixels of maps [N, h, w, C], of those nearest to the taps' rows and columns. [N, ..., C]."""
+    N, h, w, C = maps.shape
+    rows, columns, weights = zip(*taps, strict=True)
+    start = torch.arange(N, device=maps.device).view(N, *[1] * (rows[0].ndim - 1)) * (h * w)
+    nearest = [
+        start + row.clamp(0, h - 1).long() * w + column.clamp(0, w - 1).long()
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    index, weight = torch.stack(nearest, -1).view(-1, len(taps)), torch.stack(weights, -1).view(-1, len(taps))
     table = maps.reshape(-1, C)
-    # a weighted sum of four rows is an embedding bag: one pass, and a fast backward, which adds in float32
+    # a weighted sum of rows is an embedding bag: one pass, and a fast backward, which adds in float32
     if maps.dtype == torch.float32 or torch.is_grad_enabled():
-        samples = F.embedding_bag(index.view(-1, 4), table.float(), per_sample_weights=share.view(-1, 4), mode="sum")
+        samples = F.embedding_bag(index, table.float(), per_sample_weights=weight, mode="sum")
     else:
-        samples = torch.einsum("nkc,nk->nc", table[index.view(-1, 4)].float(), share.view(-1, 4))
-    return samples.view(*y.shape, C)
+        samples = torch.einsum("nkc,nk->nc", table[index].float(), weight)
+    return samples.view(*rows[0].shape, C)
 
 
 def _chunks(box: Box, times: Tensor) -> Iterator[Box]:

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry, in_output_pixels
 from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, unsupported
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
+
+FIELDS: tuple[str, ...] = ()
+"""Fields of the configuration beyond the paper's that the kernels compute, whatever their values."""
 
 OLDEST = (7, 5)
 WIDE = 256
@@ -105,7 +109,7 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
             return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 7.5 or later"
         if dtype == torch.bfloat16 and capability < (8, 0):
             return "the GPU is older than bfloat16 (compute capability 8.0); use float16 or float32"
-    return None
+    return unsupported(config, FIELDS)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
@@ -161,16 +165,16 @@ class TritonKernels:
         columns = [weight.T for n in networks if n is not None for weight in n.projections]
         self.projections = torch.stack(columns).to(dtype)  # [maps, 198, 64]
 
-    def project(self, features: Tensor, frames: Tensor) -> Projections:
-        B, _, _, h, w = features.shape
-        pixels = torch.cat((features.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
+    def project(self, features: Features, frames: Tensor) -> Projections:
+        B, _, _, h, w = features.maps.shape
+        pixels = torch.cat((features.maps.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
         maps = pixels.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
         sif, tif, decoder = maps.view(-1, B, h, w, CHANNELS).split(self.counts)
         images = frames.movedim(2, -1).float().contiguous()
         return Projections(tuple(sif), tuple(tif), tuple(decoder), images)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box
+        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         shape = (*times.shape, box.height, box.width)
         feature = None if self.sif is None else times.new_empty((*shape, CHANNELS), dtype=self.dtype)

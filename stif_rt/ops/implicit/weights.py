@@ -13,6 +13,7 @@ Two rearrangements, both exact in real arithmetic:
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stif_rt.model.config import CHANNELS, Config
@@ -29,7 +30,8 @@ class FoldedSiren:
 
     projections: [64, 198] for each position that is sampled: first-layer columns for features (192), frames (6).
     local: [64, k], first-layer columns for what is made per output pixel, or None where there is nothing.
-    time, bias: [64], the first layer's column for t and its bias.
+    time, scale: [64], the first layer's columns for t and for ``Geometry.pixel_size``; zeros where it is not told.
+    bias: [64], the first layer's.
     hidden: weight [out, in] and bias [out] of the sine layers after the first.
     output: weight and bias of the last, linear layer.
     """
@@ -37,9 +39,14 @@ class FoldedSiren:
     projections: tuple[Tensor, ...]
     local: Tensor | None
     time: Tensor
+    scale: Tensor
     bias: Tensor
     hidden: tuple[tuple[Tensor, Tensor], ...]
     output: tuple[Tensor, Tensor]
+
+    def first_bias(self, times: Tensor, pixel_size: float) -> Tensor:
+        """What the first layer adds at every pixel of a frame. times: [...]. Returns [..., 64]."""
+        return times[..., None] * self.time + self.bias + pixel_size * self.scale
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def fold(functions: ImplicitFunctions, factor: float) -> FoldedWeights:
     relative = range(len(shared), len(shared) + 2)
     sif = tif = None
     if not config.single_function:
-        sif = _fold(functions.feat_imnet, factor, [shared], relative)
+        sif = _fold(functions.feat_imnet, factor, [shared], relative, config.scale, config.sif_time)
     if config.flow and config.single_function:
         tif = _fold(functions.flow_imnet, factor, [shared], relative)
     elif config.flow:
@@ -73,16 +80,25 @@ def fold(functions: ImplicitFunctions, factor: float) -> FoldedWeights:
             features = len(local) + k * FEATURES
             images = len(local) + 2 * FEATURES + k * IMAGES
             positions.append([*range(features, features + FEATURES), *range(images, images + IMAGES)])
-    return FoldedWeights(config, sif, tif, _fold(functions.encode_imnet, factor, positions, local))
+    return FoldedWeights(config, sif, tif, _fold(functions.encode_imnet, factor, positions, local, config.scale))
 
 
-def _fold(network: Siren, factor: float, projections: list[range] | list[list[int]], local: range) -> FoldedSiren:
+def _fold(
+    network: Siren,
+    factor: float,
+    projections: list[range] | list[list[int]],
+    local: range,
+    told_scale: bool = False,
+    told_time: bool = True,
+) -> FoldedSiren:
     *sines, output = network.linears
     (weight, bias), *hidden = ((factor * layer.weight, factor * layer.bias) for layer in sines)
+    untold = torch.zeros_like(bias)
     return FoldedSiren(
         projections=tuple(weight[:, list(columns)] for columns in projections),
         local=weight[:, local.start : local.stop] if local else None,
-        time=weight[:, -1],
+        time=weight[:, -1] if told_time else untold,
+        scale=weight[:, -1 - told_time] if told_scale else untold,
         bias=bias,
         hidden=tuple(hidden),
         output=(output.weight, output.bias),

@@ -1,0 +1,73 @@
+"""The compact encoder: frames to features by way of one velocity field instead of deformable convolutions."""
+
+import torch
+from torch import Tensor, nn
+
+from stif_rt.model.config import CHANNELS, HEAD_STRIDE, Config
+from stif_rt.model.encoder import Features, ResidualBlock, check_frames, conv, conv_leaky
+from stif_rt.model.velocity import PYRAMID, Matches, VelocityHead, resize, warp
+
+Extracted = tuple[Tensor, Matches]
+"""What is known of one frame alone: its map [B, C, h/s, w/s], and what the velocity head matches."""
+
+
+class CompactEncoder(nn.Module):
+    """Both frames' maps, aligned to each of the three times by the velocity.
+
+    At stride 1 the frames have maps of their own and a trunk follows; at stride 2 the maps are those of the velocity
+    head's finest level.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.velocity_head = VelocityHead()
+        width = PYRAMID[0].width if config.feature_stride == HEAD_STRIDE else CHANNELS
+        if config.feature_stride == 1:
+            self.conv_first = conv(3, CHANNELS)
+            self.feature_extraction = nn.Sequential(*(ResidualBlock() for _ in range(config.front_blocks)))
+            self.other = conv(2 * CHANNELS, CHANNELS)
+            nn.init.zeros_(self.other.weight)
+        else:
+            self.widen = conv(width, CHANNELS, 1)
+        self.middle = conv(2 * width, CHANNELS)
+        self.recon_trunk = nn.Sequential(*(ResidualBlock() for _ in range(config.back_blocks)))
+
+    def forward(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
+        """frames: [B, 2, 3, h, w], RGB in [0, 1], h and w multiples of ``Config.multiple``. velocity: float32
+        [B, 2, h, w], pixels of the frames, used instead of the velocity head's."""
+        check_frames(frames, self.config.multiple)
+        if frames.shape[1] != 2:
+            raise ValueError(f"the velocity is that of two frames, not of {frames.shape[1]}")
+        return self.merge([self.extract(frames[:, k]) for k in (0, 1)], velocity)
+
+    def extract(self, frames: Tensor) -> Extracted:
+        """The part that knows one frame at a time. frames: [B, 3, h, w]."""
+        finest, matches = self.velocity_head.extract(frames)
+        if self.config.feature_stride == HEAD_STRIDE:
+            return finest, matches
+        return self.feature_extraction(conv_leaky(self.conv_first, frames.to(finest.dtype))), matches
+
+    def merge(self, pair: list[Extracted], velocity: Tensor | None = None) -> Features:
+        """The part that knows both frames."""
+        (map0, matches0), (map1, matches1) = pair
+        stride = self.config.feature_stride
+        if velocity is None:
+            v = resize(self.velocity_head(matches0, matches1).velocity, HEAD_STRIDE // stride)
+        else:
+            v = torch.nn.functional.avg_pool2d(velocity.float(), stride)
+        u = v / stride  # in pixels of the maps
+        middle = self.middle(torch.cat((warp(map0, -u / 2), warp(map1, u / 2)), 1))
+        if stride == HEAD_STRIDE:
+            maps = [self.widen(map0), middle, self.widen(map1)]
+        else:
+            # where a point of the first frame is in the second: v is found midway between
+            to_second, to_first = warp(u, u / 2), -warp(u, -u / 2)
+            maps = [
+                map0 + self.other(torch.cat((map0, warp(map1, to_second)), 1)),
+                middle,
+                map1 + self.other(torch.cat((map1, warp(map0, to_first)), 1)),
+            ]
+        stacked = torch.stack(maps, 1)
+        features = self.recon_trunk(stacked.flatten(0, 1)).unflatten(0, (len(map0), len(maps)))
+        return Features(features, v)

@@ -1,0 +1,244 @@
+"""The velocity head: finds one velocity field for a pair of frames, coarse to fine.
+
+v is the displacement from the first frame to the second, on the grid of the middle: a point that is at X midway is at
+X + (t - 1/2) v(X) at time t. Each level of a pyramid improves the estimate of the level above in two ways: Gauss-Newton
+steps on normalised match maps (the method of Lucas and Kanade), which work untrained, and a small network, which
+learns where those fail. Standard operations only: no deformable convolution, nothing that ONNX does not have.
+"""
+
+import itertools
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stif_rt.model.config import HEAD_STRIDE, LEVELS
+
+SEEN, CONTEXT, HIDDEN = 16, 32, 48
+"""Channels of each frame that the small networks see, that one level hands to the next, and of their layers."""
+OFFERED = 2 * 9 + 1
+"""Velocities of which a network mixes its own: 3x3 neighbours one and three cells apart, and the one before."""
+PREFERENCE = tuple(3.0 if n in (4, 13) else 0.0 for n in range(OFFERED))
+"""Untrained, it takes the cell itself, which is among both sets of neighbours."""
+LARGEST_STEP = 1.5
+"""Cells by which one Gauss-Newton step moves at most."""
+NEIGHBOURHOOD = 17
+"""Cells along each side over which match maps are normalised."""
+SMALLEST_VARIANCE = 1e-5
+"""Of a match map, by which it is normalised: below it lies noise."""
+GAIN = 1.9
+"""Variance that a convolution's output starts with, for inputs of 1."""
+
+
+class Level(NamedTuple):
+    """width: channels of the pyramid. match: learned channels that are matched, beside the three colours.
+    iterations: of Gauss-Newton. gains: initial weights of the colours and of the learned channels."""
+
+    width: int
+    match: int
+    iterations: int
+    gains: tuple[float, float]
+
+
+PYRAMID = (
+    Level(32, 8, 2, (2.0, 1.0)),
+    Level(48, 16, 2, (2.0, 1.0)),
+    Level(64, 16, 2, (2.0, 1.0)),
+    Level(64, 16, 2, (3.0, 0.5)),
+    Level(64, 16, 3, (3.0, 0.5)),
+)
+"""From the finest, whose cell is HEAD_STRIDE pixels wide, to the coarsest; each is half the size of the one before."""
+assert len(PYRAMID) == LEVELS
+
+Matches = tuple[Tensor, ...]
+"""Of one frame, what each level matches: colours, learned channels and context, float32 [B, 3 + match + 16, h, w]."""
+
+
+class Velocities(NamedTuple):
+    """velocity: float32 [B, 2, h, w], x first, in pixels of the frames, on the finest grid. levels: what every level
+    found, coarse to fine, after Gauss-Newton and after the network, on its own grid in the same unit; for training."""
+
+    velocity: Tensor
+    levels: tuple[Tensor, ...]
+
+
+class VelocityHead(nn.Module):
+    """Frames to velocity, by way of one pyramid for each frame.
+
+    Its sides must be multiples of ``Config.multiple``. The matching and what it finds are float32 whatever the dtype of
+    the convolutions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = PYRAMID[0].width
+        levels = [nn.Sequential(_conv(3 * HEAD_STRIDE**2, first), nn.PReLU(first), Block(first))]
+        for finer, coarser in itertools.pairwise(level.width for level in PYRAMID):
+            levels.append(nn.Sequential(_conv(finer, coarser, 4, 2), nn.PReLU(coarser), Block(coarser)))
+        self.pyramid = nn.ModuleList(levels)
+        self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
+
+    def extract(self, frames: Tensor) -> tuple[Tensor, Matches]:
+        """The part that knows one frame at a time. frames: [B, 3, h, w], RGB in [0, 1].
+
+        Returns the pyramid's finest map, [B, 32, h/2, w/2], and what is matched.
+        """
+        weight = cast(nn.Conv2d, self.steps[0].project).weight
+        x = finest = F.pixel_unshuffle((4 * frames - 2).to(weight.dtype), HEAD_STRIDE)
+        matches = []
+        for number, (level, step) in enumerate(zip(self.pyramid, self.steps, strict=True)):
+            x = level(x)
+            finest = x if number == 0 else finest
+            colours = F.avg_pool2d(frames.float(), HEAD_STRIDE << number)
+            matches.append(torch.cat((colours, cast(Step, step).project(x).float()), 1))
+        return finest, tuple(matches)
+
+    def forward(self, first: Matches, second: Matches) -> Velocities:
+        coarsest = first[-1]
+        v, context = torch.zeros_like(coarsest[:, :2]), coarsest.new_zeros(len(coarsest), CONTEXT, *coarsest.shape[-2:])
+        levels = []
+        for number in reversed(range(LEVELS)):
+            if number < LEVELS - 1:
+                v, context = resize(2 * v, 2), resize(context, 2)
+            before, v, context = self.steps[number](torch.stack((first[number], second[number])), v, context)
+            levels += [before * (HEAD_STRIDE << number), v * (HEAD_STRIDE << number)]
+        return Velocities(levels[-1], tuple(levels))
+
+
+class Block(nn.Module):
+    """x + conv(PReLU(conv(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        last = _conv(width, width)
+        nn.init.normal_(last.weight, std=0.3 * math.sqrt(GAIN / last.weight[0].numel()))
+        self.body = nn.Sequential(_conv(width, width), nn.PReLU(width), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Step(nn.Module):
+    """One level: Gauss-Newton, then a small network. Velocities in cells of the level."""
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        self.match, self.iterations = level.match, level.iterations
+        self.project = _conv(level.width, level.match + SEEN, 1)
+        self.damping = nn.Parameter(torch.tensor(-3.5))  # logarithms, both
+        self.tolerance = nn.Parameter(torch.tensor(-0.5))
+        colours, learned = level.gains
+        self.gain = nn.Parameter(torch.tensor((*(colours,) * 3, *(learned,) * level.match)).view(-1, 1, 1))
+        self.body = nn.Sequential(
+            _conv(2 * SEEN + 8 + CONTEXT, HIDDEN), nn.PReLU(HIDDEN),
+            _conv(HIDDEN, HIDDEN), nn.PReLU(HIDDEN),
+            _conv(HIDDEN, CONTEXT), nn.PReLU(CONTEXT),
+        )  # fmt: skip
+        self.out = _conv(CONTEXT, 2 + OFFERED)  # a correction, and how much of each velocity that is offered
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, pair: Tensor, start: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pair: the level's ``Matches`` of both frames, [2, B, C, h, w]. start: [B, 2, h, w]. context: [B, 32, h, w].
+
+        Returns the velocity after Gauss-Newton, the velocity and the context.
+        """
+        pair = normalise(pair)
+        v, step, matrix = self._gauss_newton(pair, start)
+        first, second = _warp_both(pair[:, :, 3:], v)
+        residual = (first - second)[:, : self.match].abs().mean(1, keepdim=True)
+        seen = (first[:, self.match :], second[:, self.match :], step, matrix.clamp(-4, 4), residual, v / 4, context)
+        context = self.body(torch.cat(seen, 1).to(self.out.weight.dtype))
+        correction, weights = self.out(context).float().split((2, OFFERED), 1)
+        weights = weights + torch.tensor(PREFERENCE, device=v.device).view(1, -1, 1, 1)
+        choice = (_offered(v, start) * weights.softmax(1)[:, :, None]).sum(1)
+        return v, choice + correction, context.float()
+
+    def _gauss_newton(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """v improved; the last step [B, 2, h, w], and the matrix (xx, xy, yy) [B, 3, h, w] that it came from."""
+        gain, damping, tolerance = self.gain.float(), self.damping.float().exp(), self.tolerance.float().exp()
+        pair = pair[:, :, : len(gain)] * gain
+        step, matrix = torch.zeros_like(v), v.new_zeros(len(v), 3, *v.shape[-2:])
+        for _ in range(self.iterations):
+            first, second = _warp_both(pair, v)
+            r, (gx, gy) = first - second, _gradient((first + second) / 2)
+            trust = 1 / (1 + (r.abs().mean(1) / tolerance).square()) + 1e-3
+            products = [(p * q).mean(1) * trust for p, q in ((gx, gx), (gx, gy), (gy, gy), (gx, r), (gy, r))]
+            sums = _smooth(_smooth(torch.stack((*products, trust), 1)))
+            means = sums[:, :5] / sums[:, 5:]
+            xx, xy, yy, bx, by = means.unbind(1)
+            matrix, xx, yy = means[:, :3], xx + damping, yy + damping
+            step = torch.stack((yy * bx - xy * by, xx * by - xy * bx), 1) / (xx * yy - xy * xy)[:, None]
+            v = v + LARGEST_STEP * torch.tanh(step / LARGEST_STEP)
+        return v, step, matrix
+
+
+def warp(maps: Tensor, flow: Tensor) -> Tensor:
+    """Bilinear reads at every cell moved by a flow; the border is repeated.
+
+    maps: [B, C, h, w]. flow: float32 [B, 2, h, w], x first, in cells. Returns [B, C, h, w] in the maps' dtype.
+    """
+    h, w = flow.shape[-2:]
+    x = torch.arange(w, device=flow.device, dtype=torch.float32) + 0.5 + flow[:, 0]
+    y = torch.arange(h, device=flow.device, dtype=torch.float32)[:, None] + 0.5 + flow[:, 1]
+    position = torch.stack((x * (2 / w) - 1, y * (2 / h) - 1), -1)
+    sampled = F.grid_sample(maps.float().contiguous(), position, padding_mode="border", align_corners=False)
+    return sampled.to(maps.dtype)
+
+
+def resize(maps: Tensor, factor: int) -> Tensor:
+    """Enlarged bilinearly by a whole factor."""
+    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else maps
+
+
+def normalise(pair: Tensor) -> Tensor:
+    """Each channel less its mean over both frames and a neighbourhood, over its deviation there. [2, B, C, h, w]."""
+    mean, power = _around(pair.mean(0)), _around(pair.square().mean(0))
+    return (pair - mean) / (power - mean.square() + SMALLEST_VARIANCE).clamp(min=SMALLEST_VARIANCE).sqrt()
+
+
+def _around(x: Tensor) -> Tensor:
+    side = NEIGHBOURHOOD // 2
+    x = F.avg_pool2d(x, (1, NEIGHBOURHOOD), 1, (0, side), count_include_pad=False)
+    return F.avg_pool2d(x, (NEIGHBOURHOOD, 1), 1, (side, 0), count_include_pad=False)
+
+
+def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Both frames' maps [2, B, C, h, w] as they are midway."""
+    first, second = warp(pair.flatten(0, 1), torch.cat((-v / 2, v / 2))).chunk(2)
+    return first, second
+
+
+def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences along x and y."""
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return (x[..., 1:-1, 2:] - x[..., 1:-1, :-2]) / 2, (x[..., 2:, 1:-1] - x[..., :-2, 1:-1]) / 2
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """[1 4 6 4 1] / 16 along both axes."""
+    shape = x.shape
+    x = x.reshape(-1, 1, *shape[-2:])
+    kernel = x.new_tensor((1, 4, 6, 4, 1)) / 16
+    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="replicate"), kernel.view(1, 1, 1, 5))
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="replicate"), kernel.view(1, 1, 5, 1)).view(shape)
+
+
+def _offered(v: Tensor, start: Tensor) -> Tensor:
+    """v at the 3x3 neighbours one and three cells away, and ``start``: [B, 19, 2, h, w]."""
+    h, w = v.shape[-2:]
+    cells = []
+    for reach in (1, 3):
+        padded = F.pad(v, (reach,) * 4, mode="replicate")
+        corners = [(y * reach, x * reach) for y in range(3) for x in range(3)]
+        cells += [padded[..., y : y + h, x : x + w] for y, x in corners]
+    return torch.stack((*cells, start), 1)
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """Started so that the signal keeps its size: PyTorch's own start shrinks it by a factor of 2 to 3 a layer."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2)
+    nn.init.normal_(layer.weight, std=math.sqrt(GAIN / layer.weight[0].numel()))
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer

@@ -1,0 +1,70 @@
+"""What turns the decoded frames of one input into upright RGB pictures."""
+
+from dataclasses import dataclass, field
+
+import av
+import torch
+
+from stif_rt.video.colour import Colour, Picture, describe, to_rgb
+from stif_rt.video.options import Tonemap
+from stif_rt.video.orientation import Orientation, exif_orientation, frame_orientation
+from stif_rt.video.tonemap import content_peak, tonemap, tonemapped
+
+
+@dataclass
+class Conversion:
+    """Made from the first frame of an input by ``make_conversion``.
+
+    Attributes:
+        colour: Of the pictures, after tone mapping.
+        orientation: Of the stored frames.
+        codec: FFmpeg's name of the codec.
+        operator: Tone mapping of HDR; None to keep it.
+    """
+
+    colour: Colour
+    orientation: Orientation
+    codec: str = ""
+    operator: Tonemap | None = None
+    _described: dict[tuple[int | str, ...], Colour] = field(default_factory=dict)
+
+    def __call__(self, frame: av.VideoFrame, device: torch.device | str = "cpu") -> Picture:
+        """The picture of a frame, whose format and colours may differ from those of the first one."""
+        colour = self._describe(frame)
+        rgb, alpha = to_rgb(frame, colour, device)
+        if self.operator is not None and colour.hdr:
+            rgb = tonemap(rgb, colour, self.operator, content_peak(colour.mastering, colour.light_level))
+        return Picture(self.orientation.apply(rgb), None if alpha is None else self.orientation.apply(alpha))
+
+    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """(height, width) of the picture of a frame."""
+        return self.orientation.size(frame.height, frame.width)
+
+    def _describe(self, frame: av.VideoFrame) -> Colour:
+        tags = (frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc)
+        key = (frame.format.name, frame.height, *tags)
+        if key not in self._described:
+            self._described[key] = describe(frame, self.codec)
+        return self._described[key]
+
+
+def make_conversion(
+    frame: av.VideoFrame,
+    codec: str = "",
+    exif: bytes | None = None,
+    operator: Tonemap | None = None,
+) -> Conversion:
+    """The conversion for an input.
+
+    Args:
+        frame: Its first frame.
+        codec: FFmpeg's name of the codec.
+        exif: For an image file, its bytes, which tell the orientation; None for a video.
+        operator: Tone mapping of HDR to SDR; None to keep HDR.
+    """
+    colour = describe(frame, codec)
+    orientation = frame_orientation(frame) if exif is None else exif_orientation(exif)
+    conversion = Conversion(colour, orientation, codec, operator)
+    if operator is not None and colour.hdr:
+        conversion.colour = tonemapped(colour)
+    return conversion
