@@ -14,10 +14,12 @@ import pytest
 import torch
 from helpers.cases import CASES, MEASURED
 
-from stif_rt.speed import laps
+from stif_rt import dtypes
+from stif_rt.dtypes import parse_dtype
+from stif_rt.timing import laps
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: parse_dtype(name) for name in dtypes.DTYPES}
 
 REPORTED: list[str] = []
 

@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stif_rt.dtypes import dtype_name
 from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
@@ -34,6 +35,7 @@ from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
+from stif_rt.timing import laps
 from stif_rt.video.writer import write_video
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -63,7 +65,7 @@ def products(dtype: torch.dtype) -> Row:
         for _ in range(count):
             x @ weight
 
-    name = f"products, {str(dtype).removeprefix('torch.')}"
+    name = f"products, {dtype_name(dtype)}"
     return Row(name, run, count * 2048 * 256 * 256, name)
 
 
@@ -168,13 +170,11 @@ def instruction_sets() -> list[tuple[native.Library, native.Isa]]:
 def measure(rows: list[Row], rounds: int) -> dict[str, float]:
     """Median seconds of each row."""
     samples: dict[str, list[float]] = {row.name: [] for row in rows}
-    with torch.inference_mode():
-        for number in range(rounds + 1):
-            for row in rows:
-                start = time.perf_counter()
-                row.run()
-                if number:  # the first round warms up
-                    samples[row.name].append(time.perf_counter() - start)
+    for number in range(rounds + 1):
+        for row in rows:
+            (seconds,) = laps((row.run() for _ in range(1)), CPU)
+            if number:  # the first round warms up
+                samples[row.name].append(seconds)
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
@@ -199,13 +199,9 @@ def growth() -> None:
     runtime.encode(picture, np.roll(picture, 3, 1))
     table = Table("output", "megapixels", "seconds per megapixel", "largest memory so far, GiB")
     for H, W in ((234, 416), (450, 800), (720, 1280), (1080, 1920), (2160, 3840)):
-        samples = []
-        for _ in range(3):
-            start = time.perf_counter()
-            runtime.render(0.5, size=(H, W))
-            samples.append((time.perf_counter() - start) / (H * W / 1e6))
+        seconds = statistics.median(laps((runtime.render(0.5, size=(H, W)) for _ in range(3)), CPU))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{statistics.median(samples):.2f}", f"{memory:.2f}")
+        table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{1e6 * seconds / (H * W):.2f}", f"{memory:.2f}")
     Console(width=120).print(table)
 
 

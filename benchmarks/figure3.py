@@ -34,7 +34,8 @@ from benchmarks.measure import (
 from benchmarks.methods import METHODS, SCALE, Method, Size
 from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.speed import laps
+from stif_rt.cli.options import parse_size
+from stif_rt.timing import laps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)
@@ -65,7 +66,7 @@ def figure3(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard earlier samples in the folder.")] = False,
 ) -> None:
     """Inference time against time scale, for STIF and its peers."""
-    inputs = parse_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
+    inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     if quick and seconds is None:
         seconds = QUICK_SECONDS
     chosen = device_of(device)
@@ -76,11 +77,8 @@ def figure3(
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
-def parse_size(text: str) -> Size:
-    try:
-        width, height = (int(side) for side in text.lower().split("x"))
-    except ValueError as error:
-        raise ValueError(f"--size {text}: give WIDTHxHEIGHT, such as 320x180") from error
+def input_size(text: str) -> Size:
+    width, height = parse_size(text, "--size")
     if min(width, height) < 4 or width % 4 or height % 4:
         raise ValueError(f"--size {text}: sides must be multiples of 4")
     return height, width

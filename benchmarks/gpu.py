@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import kernel_report
+from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.engines import make_engine
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import CONFIGS
@@ -27,7 +28,8 @@ from stif_rt.model.stif import STIF
 from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
 from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import make_kernels, triton_backend
-from stif_rt.runtime import DTYPES, Runtime
+from stif_rt.runtime import Runtime
+from stif_rt.timing import laps
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
 RESULTS = Path(__file__).parent / "results"
@@ -35,17 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
     """Median time of a call, after three to warm up."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return 1000 * statistics.median(laps((run() for _ in range(3 + rounds)), torch.device("cuda"))[3:])
 
 
 @torch.inference_mode()
@@ -104,7 +96,7 @@ def frame(model: STIF, dtype: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(CONFIGS), default="stif-s")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), action="append", help="default: all that the GPU has")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: all that the GPU has")
     parser.add_argument("--no-eager", action="store_true", help="do not time the reference, which is slow")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -120,13 +112,13 @@ def main() -> None:
     }
     gpu = next((g for g in kernel_report.GPUS if re.search(rf"\b{g.name}\b", results["gpu"])), None)
     for name in options.dtype or DTYPES:
-        if reason := triton_backend.unavailable_reason(config, device, DTYPES[name]):
+        if reason := triton_backend.unavailable_reason(config, device, parse_dtype(name)):
             print(f"{name}: {reason}")
             continue
         torch.manual_seed(0)
         model = STIF(config).eval()
-        found: dict[str, Any] = passes(model, DTYPES[name], device, not options.no_eager)
-        found |= encoder(model, DTYPES[name], device) | frame(model, name)
+        found: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
+        found |= encoder(model, parse_dtype(name), device) | frame(model, name)
         if gpu is not None:
             found["roofline"] = {
                 kernel.removesuffix("_kernel"): max(

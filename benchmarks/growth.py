@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.figure3 import AUTO, FLOAT32, NONE, PAPER_SIZE, QUICK_SIZE, parse_size
+from benchmarks.figure3 import AUTO, FLOAT32, NONE, PAPER_SIZE, QUICK_SIZE, input_size
 from benchmarks.measure import (
     Line,
     Loaded,
@@ -35,7 +35,7 @@ from benchmarks.measure import (
 )
 from benchmarks.methods import Method, Size
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.speed import laps
+from stif_rt.timing import laps
 
 MEGAPIXELS = [0.1, 0.25, 0.5, 1, 2, 4, 8]
 FRAMES = [1, 2, 4, 8, 16]
@@ -67,7 +67,7 @@ def growth(
         rounds = 1
         megapixels, counts = megapixels[:2], counts[:2]
     chosen = device_of(device)
-    inputs = parse_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
+    inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     settings = {"input": list(inputs), "compile": compile, "weights": sorted(weights)}
     results = Results(output, "growth", settings, chosen, fresh)
     asked = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]

@@ -23,10 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.methods import METHODS, Method, Setup, Unsupported
 from benchmarks.peers import PEERS
+from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.files import write_whole
 from stif_rt.model.config import Config
 from stif_rt.ops.native import cpu_features
-from stif_rt.runtime import DTYPES, choose_device
+from stif_rt.runtime import choose_device
 from stif_rt.speed import backend_of
 
 console = Console(stderr=True)
@@ -56,7 +57,7 @@ def plan(methods: list[str], dtypes: list[str], kernels: list[str], device: torc
     lines = []
     for method in methods:
         for dtype in dtypes:
-            backends = [backend_of(name, Config(), device, DTYPES[dtype]) for name in kernels]
+            backends = [backend_of(name, Config(), device, parse_dtype(dtype)) for name in kernels]
             lines += [Line(method, dtype, name) for name in (backends if method == "stif-rt" else [""])]
     return list(dict.fromkeys(lines))
 
@@ -79,7 +80,7 @@ class Loaded:
         """Raises Unsupported where it cannot run here."""
         if line not in self._methods:
             kernels = line.kernels or "auto"
-            setup = Setup(self.device, DTYPES[line.dtype], kernels, self.compile, self.weights)
+            setup = Setup(self.device, parse_dtype(line.dtype), kernels, self.compile, self.weights)
             self._methods[line] = METHODS[line.method][1](setup)
         return self._methods[line]
 

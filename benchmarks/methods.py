@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import PEERS, load_peer
 from benchmarks.peers.super_slomo import SIDES
+from stif_rt.dtypes import dtype_name
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.encoder import DeformableConv
 from stif_rt.runtime import Runtime
@@ -95,7 +96,7 @@ class Ours:
 
     def __init__(self, setup: Setup) -> None:
         network: Any = setup.build("stif")
-        name = str(setup.dtype).removeprefix("torch.")
+        name = dtype_name(setup.dtype)
         try:
             self.runtime = Runtime.from_model(network, device=str(setup.device), dtype=name, kernels=setup.kernels)
         except RuntimeError as error:

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stif_rt.bundle import DTYPES, ENGINES, Size, Sizes, read_bundle
+from stif_rt.bundle import ENGINES, Size, Sizes, read_bundle
+from stif_rt.cli.options import parse_size
 from stif_rt.cli.terminal import console, run
+from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.files import check_target, write_whole
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.stif import STIF
@@ -105,7 +107,7 @@ def onnx(
     sizes = parse_sizes(size, min_size, max_size, batch, limited=False)
     with console.status("tracing"):
         model = load(weights)
-        precision = graphs.DTYPES[dtype]
+        precision = parse_dtype(dtype)
         if part == "full":
             traced = graphs.full_graph(model, precision, sizes)
         else:
@@ -190,14 +192,14 @@ def load(weights: Path | None) -> STIF:
 def parse_sizes(size: str | None, smallest: str | None, largest: str | None, batch: int, limited: bool) -> Sizes:
     """Sizes from the command line. limited: whether there must be limits, as for TensorRT."""
     if size is not None and smallest is None and largest is None:
-        only = parse_size(size, "--size", batch)
+        only = encoder_size(size, "--size", batch)
         return Sizes(only, only, only)
     if size is None and smallest is None and largest is None and not limited:
         return graphs.DYNAMIC
     low, typical, high = TENSORRT_RANGE
-    lower = parse_size(smallest or low, "--min-size", 1)
-    upper = parse_size(largest or high, "--max-size", batch)
-    middle = parse_size(size or typical, "--size", 1)
+    lower = encoder_size(smallest or low, "--min-size", 1)
+    upper = encoder_size(largest or high, "--max-size", batch)
+    middle = encoder_size(size or typical, "--size", 1)
     if size is None:
         middle = Size(1, *(min(max(n, a), b) for n, a, b in zip(middle[1:], lower[1:], upper[1:], strict=True)))
     if not all(a <= n <= b for a, n, b in zip(lower, middle, upper, strict=True)):
@@ -205,12 +207,9 @@ def parse_sizes(size: str | None, smallest: str | None, largest: str | None, bat
     return Sizes(lower, middle, upper)
 
 
-def parse_size(text: str, option: str, batch: int) -> Size:
+def encoder_size(text: str, option: str, batch: int) -> Size:
     """WIDTHxHEIGHT, each rounded up to a multiple of 4 as the runtime pads frames."""
-    try:
-        width, height = (int(side) for side in text.lower().split("x"))
-    except ValueError as error:
-        raise ValueError(f"{option} {text}: give WIDTHxHEIGHT, such as 320x180") from error
+    width, height = parse_size(text, option)
     limit = graphs.DYNAMIC.largest.height
     if not (0 < width <= limit and 0 < height <= limit):
         raise ValueError(f"{option} {text}: sides must be from 1 to {limit}")

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from stif_rt.bundle import Size, Sizes
+from stif_rt.dtypes import dtype_name, parse_dtype
 from stif_rt.files import write_whole
 from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import Config
@@ -34,7 +35,6 @@ OPSETS = range(19, 26)
 TRACED_OPSET = 19
 BFLOAT16_OPSET = 22
 DYNAMIC = Sizes(Size(1, 4, 4), Size(2, 32, 48), Size(64, 8192, 8192))
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NORMALISATION = "RGB in [0, 1]; no mean, no scale"
 
 
@@ -112,8 +112,7 @@ def check(form: str, opset: int, dtype: str) -> None:
         raise ValueError(
             f"unknown form of the deformable convolution {form!r}; there are: {', '.join(deform_conv.FORMS)}"
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+    parse_dtype(dtype)
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; there are {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "bfloat16" and opset < BFLOAT16_OPSET:
@@ -223,7 +222,7 @@ def _describe(
     metadata = {
         "config": json.dumps(config.to_dict()),
         "part": part,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "sizes": json.dumps(sizes),
         "normalisation": NORMALISATION,
         "inputs": json.dumps([value.name for value in graph.graph.input]),

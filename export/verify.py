@@ -1,7 +1,6 @@
 """Runs a bundle's encoder by everything on this machine that can, beside PyTorch."""
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from stif_rt.bundle import WEIGHTS, Bundle, Size
 from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
 from stif_rt.model.checkpoints import load_model
+from stif_rt.timing import laps
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
 """Largest error of a feature, as a share of the largest feature of float32 (or of 1, where that is larger)."""
@@ -80,13 +80,7 @@ def _compare(
 ) -> Result:
     given = frames.to(device)
     found = engine(given).maps.float().cpu()
-    times = []
-    for _ in range(TRIALS):
-        start = time.perf_counter()
-        engine(given)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
+    times = laps((engine(given) for _ in range(TRIALS)), device)
     error = ((found - expected).abs() / max(1.0, float(expected.abs().max()))).nan_to_num(nan=math.inf)
     size = Size(frames.shape[0], *frames.shape[-2:])
     return Result(name, size, float(error.max()), float(error.mean()), min(times), tolerance)

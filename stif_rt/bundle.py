@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.model.stif import IMPLICIT_NETWORKS
@@ -24,7 +25,6 @@ FORMAT = 1
 MANIFEST, WEIGHTS, GRAPH, ENGINE = "manifest.json", "weights.safetensors", "encoder.onnx", "encoder.engine"
 ENGINES = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
 """What can run a bundle's encoder."""
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Size(NamedTuple):
@@ -83,8 +83,7 @@ class Manifest:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return parse_dtype(self.dtype)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

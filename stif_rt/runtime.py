@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stif_rt.bundle import read_bundle
+from stif_rt.dtypes import parse_dtype
 from stif_rt.engines import Engine, make_bundle_engine, make_engine
 from stif_rt.geometry import Box, Geometry, make_geometry, to_pixels, warp_coordinates
 from stif_rt.graphs import FrameGraphs
@@ -30,7 +31,6 @@ LARGEST_SIDE = 1 << 16
 BUNDLED = "stif-s.safetensors"
 SMALLEST_PIECE = 256
 """Output pixels below which a frame is not split further, whatever the memory budget."""
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Picture = NDArray[np.uint8] | NDArray[np.float32] | Tensor
 Times = float | Sequence[float] | NDArray[np.floating] | Tensor
@@ -286,14 +286,12 @@ def _geometry(config: Config, inputs: tuple[int, int], outputs: tuple[int, int],
 
 
 def _choose(device: str, dtype: str, max_memory: int, use_graph: bool) -> tuple[torch.device, torch.dtype]:
-    if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
     if max_memory <= 0:
         raise ValueError(f"max_memory must be a positive number of bytes, not {max_memory}")
     place = choose_device(device)
     if use_graph and place.type != "cuda":
         raise ValueError(f"use_graph needs a CUDA GPU, and the device is {place.type!r}")
-    return place, choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    return place, choose_dtype(place) if dtype == "auto" else parse_dtype(dtype)
 
 
 def bundled_weights() -> Path:

@@ -1,44 +1,23 @@
-"""How fast this machine is: ``stif-rt bench quick``, and the stopwatch that all benchmarks share."""
+"""How fast this machine is: ``stif-rt bench quick``."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from stif_rt.dtypes import dtype_name
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import DTYPES, Runtime, bundled_weights, choose_device, output_size
+from stif_rt.runtime import Runtime, bundled_weights, output_size
+from stif_rt.timing import laps
 
 MODELS = ("stif-s", "stif")
 """The configuration of the bundled weights, and the paper's network."""
 SECONDS_PER_MODEL = 15.0
 SMALLEST_SIDE = 16
-
-
-@torch.inference_mode()
-def laps(steps: Iterable[object], device: torch.device) -> list[float]:
-    """Seconds that each item of ``steps`` took to be made.
-
-    On a GPU the time between events on its stream, waiting only before the first step and after the last.
-    """
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            events = [torch.cuda.Event(enable_timing=True)]
-            torch.cuda.synchronize()
-            events[0].record()
-            for _ in steps:
-                events.append(torch.cuda.Event(enable_timing=True))
-                events[-1].record()
-            torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events)]
-    marks = [time.perf_counter()]
-    for _ in steps:
-        marks.append(time.perf_counter())
-    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def backend_of(name: str, config: Config, device: torch.device, dtype: torch.dtype) -> str:
@@ -50,26 +29,28 @@ def backend_of(name: str, config: Config, device: torch.device, dtype: torch.dty
 
 @dataclass(frozen=True)
 class Speed:
-    """One model's speed. encode: seconds for a pair of frames of size ``inputs`` (h, w). render: seconds for one frame
-    of size ``outputs`` (H, W).
+    """One model's speed. kernels, dtype: what ``auto`` has become. encode: seconds for a pair of frames of size
+    ``inputs`` (h, w). render: seconds for one frame of size ``outputs`` (H, W).
     """
 
     model: str
     kernels: str
+    dtype: str
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     encode: float
     render: float
 
-    def at(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> "Speed":
+    def scaled_to(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> "Speed":
         """The expectation for other sizes: both costs grow with the number of pixels."""
         return Speed(
             self.model,
             self.kernels,
+            self.dtype,
             inputs,
             outputs,
-            self.encode * pixels(inputs) / pixels(self.inputs),
-            self.render * pixels(outputs) / pixels(self.outputs),
+            self.encode * area(inputs) / area(self.inputs),
+            self.render * area(outputs) / area(self.outputs),
         )
 
     def frames_per_second(self, time_scale: float) -> float:
@@ -77,10 +58,10 @@ class Speed:
         return time_scale / (self.encode + time_scale * self.render)
 
     def megapixels_per_second(self, time_scale: float) -> float:
-        return self.frames_per_second(time_scale) * pixels(self.outputs) / 1e6
+        return self.frames_per_second(time_scale) * area(self.outputs) / 1e6
 
 
-def pixels(size: tuple[int, int]) -> int:
+def area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
@@ -90,7 +71,7 @@ def measure(
     scale: float,
     *,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     kernels: str = "auto",
     encoder: str = "auto",
     seconds: float | None = None,
@@ -103,26 +84,28 @@ def measure(
     torch.manual_seed(0)
     network = load_model(bundled_weights()) if model == "stif-s" else STIF(CONFIGS["stif"])
     runtime = Runtime.from_model(network, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
-    backend = backend_of(kernels, runtime.config, choose_device(device), DTYPES[dtype])
+    backend = backend_of(kernels, runtime.config, runtime.device, runtime.dtype)
 
     end = time.perf_counter() + (SECONDS_PER_MODEL if seconds is None else seconds)
-    sizes = sorted({size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=pixels)
-    speed = once(model, backend, runtime, sizes[0], scale)  # not counted: the first call loads libraries and compiles
+    sizes = sorted({scaled_size(inputs, divisor) for divisor in (8, 4, 2, 1)}, key=area)
+    speed = measure_once(
+        model, backend, runtime, sizes[0], scale
+    )  # not counted: the first call loads libraries and compiles
     for index, small in enumerate(sizes):
         start = time.perf_counter()
-        speed = once(model, backend, runtime, small, scale)
+        speed = measure_once(model, backend, runtime, small, scale)
         spent = time.perf_counter() - start
-        if index + 1 < len(sizes) and 2 * spent * pixels(sizes[index + 1]) / pixels(small) > end - time.perf_counter():
+        if index + 1 < len(sizes) and 2 * spent * area(sizes[index + 1]) / area(small) > end - time.perf_counter():
             break
     return speed
 
 
-def size(inputs: tuple[int, int], divisor: int) -> tuple[int, int]:
+def scaled_size(inputs: tuple[int, int], divisor: int) -> tuple[int, int]:
     height, width = (min(side, max(SMALLEST_SIDE, round(side / divisor))) for side in inputs)
     return height, width
 
 
-def once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], scale: float) -> Speed:
+def measure_once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], scale: float) -> Speed:
     """The fastest of two passes: a machine's other work only ever adds time."""
     outputs = output_size(inputs, scale, None)
     frames = torch.rand(2, 3, *inputs, generator=torch.Generator().manual_seed(0)).to(runtime.device)
@@ -131,4 +114,4 @@ def once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, int], sc
         lambda: runtime.render(0.5, size=outputs),
     ]
     encode, render = (min(laps((step() for _ in range(2)), runtime.device)) for step in work)
-    return Speed(model, backend, inputs, outputs, encode, render)
+    return Speed(model, backend, dtype_name(runtime.dtype), inputs, outputs, encode, render)

@@ -17,7 +17,8 @@ from benchmarks.methods import METHODS, Setup, Unsupported
 from stif_rt import speed as speed_module
 from stif_rt.cli import bench
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import Runtime
+from stif_rt.runtime import Runtime, choose_dtype
+from stif_rt.timing import laps
 
 CPU = torch.device("cpu")
 SIZE = (8, 12)
@@ -74,7 +75,7 @@ def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
 
 
 def test_laps_are_the_time_of_each_step():
-    found = speed_module.laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
+    found = laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
     assert len(found) == 2
     assert found[0] >= 0.01
     assert found[1] >= 0.05
@@ -203,23 +204,29 @@ def test_results_are_never_half_written(light, tmp_path, monkeypatch):
 
 
 def test_speed_at_other_sizes():
-    speed = speed_module.Speed("stif-s", "reference", (10, 20), (40, 80), encode=1.0, render=0.5)
+    speed = speed_module.Speed("stif-s", "reference", "float32", (10, 20), (40, 80), encode=1.0, render=0.5)
     assert speed.frames_per_second(8) == pytest.approx(8 / 5)
     assert speed.megapixels_per_second(8) == pytest.approx(8 / 5 * 3200 / 1e6)
-    larger = speed.at((20, 40), (40, 160))
+    larger = speed.scaled_to((20, 40), (40, 160))
     assert (larger.encode, larger.render) == (4.0, 1.0)
 
 
-def test_quick(monkeypatch, capsys):
+@pytest.mark.parametrize("dtype", [None, "auto"])
+def test_quick(monkeypatch, capsys, dtype):
     monkeypatch.setattr(speed_module, "SECONDS_PER_MODEL", 0)
-    status, out, err = call(monkeypatch, capsys, "bench", "quick", "--size", "24x16", "--scale", "2", "--device", "cpu")
+    options = ["--size", "24x16", "--scale", "2", "--device", "cpu"] + (["--dtype", dtype] if dtype else [])
+    status, out, err = call(monkeypatch, capsys, "bench", "quick", *options)
     assert status == 0, err
-    assert "24x16 to 48x32" in out
+    fastest = str(choose_dtype(CPU)).removeprefix("torch.")
+    assert f"24x16 to 48x32, 8 times the frames, {fastest}" in out
     for name in ("│ stif-s ", "│ stif ", "frames/s"):
         assert name in out
+
+
+def test_quick_says_what_a_size_looks_like(monkeypatch, capsys):
     status, _, err = call(monkeypatch, capsys, "bench", "quick", "--size", "24")
     assert status == 1
-    assert "WIDTHxHEIGHT" in err
+    assert "--size 24: give WIDTHxHEIGHT" in err
 
 
 def test_figures_need_the_checkout(monkeypatch, capsys, tmp_path, light):

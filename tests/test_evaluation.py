@@ -1,14 +1,21 @@
 import csv
+import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import call
 from helpers.videos import picture, write_images, write_video
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
+from stif_rt.cli.evaluate import show_means
 from stif_rt.data import datasets
 from stif_rt.data.clips import Clip
 from stif_rt.data.datasets import DATASETS, load_dataset
@@ -17,6 +24,8 @@ from stif_rt.evaluation import tables
 from stif_rt.evaluation.methods import BASELINE, Group, bicubic, external, ours, predictions
 from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
 from stif_rt.evaluation.protocol import Result, evaluate, groups, summarise
+from stif_rt.evaluation.run import Plan, run_evaluation
+from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import Runtime
@@ -156,16 +165,69 @@ def blank(frames, times, size):
     return torch.full((len(times), 3, *size), 25.6 / 255)
 
 
+def black_group():
+    return next(groups([Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])], 5, 4, 1))
+
+
 def test_other_networks_can_be_scored():
-    black = Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])
-    group = next(groups([black], 5, 4, 1))
-    result = evaluate(group, {"blank": external(f"{__name__}:blank")})
+    result = evaluate(black_group(), {"blank": external(f"{__name__}:blank")})
     assert [s.psnr for s in result.scores["blank"]] == pytest.approx([20 * math.log10(255 / 26)] * 5)  # rounded to 26
-    for place in ("no.such.module:blank", f"{__name__}:no_such_function", "blank"):
-        with pytest.raises(ValueError, match="module:function"):
-            external(place)
-    with pytest.raises(ValueError, match=r"short returned \[2, "):
-        evaluate(group, {"short": lambda group: torch.zeros(2, 3, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "message"),
+    [
+        ("blank", "", "give module:function, such as"),
+        (":blank", "", "give module:function"),
+        ("mynet:", "", "give module:function"),
+        ("mynet:f:g", "", "give module:function"),
+        ("no.such.module:f", "", "no.such.module cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("mynet:f", "import no_such_package", "mynet cannot be imported: ModuleNotFoundError: .*no_such_package"),
+        ("mynet:f", "f = 1 +", "mynet cannot be imported: SyntaxError"),
+        ("mynet:f", "raise KeyError('weights')", "mynet cannot be imported: KeyError: 'weights'"),
+        ("mynet:f", "g = len", "mynet has no function f"),
+        ("mynet:f", "f = 3", "mynet has no function f"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named(tmp_path, monkeypatch, target, source, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    (tmp_path / "mynet.py").write_text(source)
+    with pytest.raises(ValueError, match=f"^--method {target}: .*{message}"):
+        external(target)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda group: torch.zeros(2, 3, 4, 4), r"mine returned \[2, 3, 4, 4\] instead of \[5, 3, 16, 24\]"),
+        (lambda group: torch.full((5, 3, 16, 24), float("nan")), "mine returned values that are not finite, for c"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_are_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(black_group(), {"mine": function})
+
+
+def fails(frames, times, size):
+    return {}["weights"]
+
+
+def returns_a_list(frames, times, size):
+    return [frames]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "message"),
+    [
+        ("fails", RuntimeError, "failed: KeyError: 'weights'"),
+        ("returns_a_list", ValueError, "must return a tensor, not list"),
+    ],
+)
+def test_what_a_function_does_wrong_is_said(function, kind, message):
+    with pytest.raises(kind, match=f"^--method {__name__}:{function} {message}"):
+        external(f"{__name__}:{function}")(black_group())
 
 
 def test_predictions_are_found_by_number(tmp_path):
@@ -252,41 +314,84 @@ def test_strip_shows_the_place_that_moves(tmp_path):
     assert abs(int(image[64, 128 + 64, 0]) - 100) <= 1  # the blend of both frames, in the place that changes
 
 
-def test_command_line(tmp_path, monkeypatch, capsys, caplog):
-    from stif_rt import cli
-    from stif_rt.model.checkpoints import save_model
+def test_clips_of_one_name_stay_apart(tmp_path, capsys):
+    """GoPro-like folders, brackets, and names that only look alike as names of files."""
+    names = ("one/frames", "two/frames", "one%2Fframes", "[red]walk", "a|b")
+    results = []
+    for seed, name in enumerate(names):
+        frames = np.random.default_rng(seed).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+        results += run_evaluation([Clip(name, frames, [(0, 3)])], {}, Plan(scales=(2.0,)), tmp_path)
+    assert len(list(tmp_path.glob("strip_*.png"))) == len(names)
+    means = summarise(results)
+    assert {mean.clip for mean in means} == {None, *names}
+    tables.write(tmp_path, results, means, None)
+    assert {row["clip"] for row in csv.DictReader((tmp_path / "results.csv").open())} == {"", *names}
+    text = (tmp_path / "results.md").read_text()
+    assert "| [red]walk | 1 |" in text
+    assert r"| a\|b | 1 |" in text
+    show_means(means, 2.0, 3)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
 
+
+def test_methods_may_have_brackets(capsys):
+    scores = {BASELINE: [Score(30, 31)] * 3, "[b]n[/b]": [Score(32, 33)] * 3, "[/]": [Score(1, 2)] * 3}
+    show_means(summarise([Result("c", 0, 4.0, scores)]), 4.0, 3)
+    shown = capsys.readouterr().out
+    assert "[b]n[/b]" in shown
+    assert "[/]" in shown
+
+
+def test_long_names_make_strips(tmp_path):
+    names = ["x" * 300 + end for end in "ab"]
+    group = black_group()
+    paths = {tables.write_strip(tmp_path, dataclasses.replace(group, clip=name), {}) for name in names}
+    assert len(paths) == 2
+    assert all(path.exists() for path in paths)
+
+
+def test_predictions_of_nested_clips_and_other_encodings(tmp_path):
+    for folder, name in (("one/frames", "one/frames"), (os.fsdecode(b"caf\xe9"), "café")):
+        source = clip(3, name=name)
+        try:
+            write_images(tmp_path / folder, list(source.frames))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        (group,) = groups([source], 3, 4, 1)
+        assert [s.psnr for s in evaluate(group, {"exact": predictions(tmp_path)}).scores["exact"]] == [100] * 3
+    with pytest.raises(FileNotFoundError, match=r"--predictions: there is no folder .*nowhere"):
+        predictions(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A folder with small weights, a clip of seven frames, and the same frames as predictions."""
     torch.manual_seed(0)
     config = Config(front_blocks=0, back_blocks=0, recurrent=False, residual=True, upsampling_head=False)
     save_model(STIF(config), tmp_path / "w.safetensors")
-    write_images(tmp_path / "data" / "city", [picture(n, (24, 32)) for n in range(7)])
-    write_images(tmp_path / "made" / "city", [picture(n, (24, 32)) for n in range(7)])
-    common = [
-        "stif-rt",
-        "eval",
-        tmp_path / "data",
-        "--cache",
-        tmp_path / "cache",
-        "--weights",
-        tmp_path / "w.safetensors",
-    ]
+    for folder in ("data", "made"):
+        write_images(tmp_path / folder / "city", [picture(n, (24, 32)) for n in range(7)])
+    return tmp_path
 
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", [str(a) for a in (*common, *arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return end.code or 0, capsys.readouterr()
-        return 0, capsys.readouterr()
 
-    status, captured = call("--scale", 2, "--scale", 3, "--window", 3, "--window", 5, "--windows", 2)
-    assert status == 0, captured.err
-    assert captured.out.count("RGB PSNR") == 4
-    out = tmp_path / "out"
-    status, captured = call(
-        "--dataset", "vid4", "--table", 1, "--predictions", f"exact={tmp_path / 'made'}", "--output", out
-    )
-    assert status == 0, captured.err
+def options(folder):
+    data, cache, weights = (str(folder / name) for name in ("data", "cache", "w.safetensors"))
+    return ["eval", data, "--cache", cache, "--weights", weights, "--device", "cpu"]
+
+
+def test_several_scales_and_lengths(evaluated, monkeypatch, capsys):
+    arguments = ("--scale", 2, "--scale", 3, "--window", 3, "--window", 5, "--window", 30, "--windows", 2)
+    status, out, err = call(monkeypatch, capsys, *options(evaluated), *arguments)
+    assert status == 0, err
+    assert out.count("RGB PSNR") == 4
+    assert err.count("no clip has 30 frames") == 2
+
+
+def test_tables_and_strips(evaluated, monkeypatch, capsys, caplog):
+    out = evaluated / "out"
+    arguments = ("--dataset", "vid4", "--table", 1, "--predictions", f"exact={evaluated / 'made'}", "--output", out)
+    status, _, err = call(monkeypatch, capsys, *options(evaluated), *arguments)
+    assert status == 0, err
     assert "not complete" in caplog.text
     text = (out / "results.md").read_text()
     assert "| all | 3 | average | exact | 100.00 | 100.00 | 1.0000 |" in text
@@ -295,13 +400,44 @@ def test_command_line(tmp_path, monkeypatch, capsys, caplog):
     frames = [picture(n, (24, 32)).astype(float) for n in range(7)]
     busiest = max((0, 2, 4), key=lambda n: np.abs(frames[n + 2] - frames[n]).mean())
     assert any(np.array_equal(truth, frames[busiest + 1][:, x : x + 24]) for x in range(9))
-    for arguments, said in (
-        (["--table", 3], "1, 2"),
-        (["--table", 1, "--scale", 2], "either"),
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "3"], "1, 2"),
+        (["--table", "1", "--scale", "2"], "either"),
         (["--predictions", "folder"], "NAME="),
-        (["--window", 30], "no clip has 30 frames"),
+        (["--predictions", "x=no-such-folder"], "there is no folder no-such-folder"),
+        (["--method", "this=json:dumps"], "a name of your own"),
+        (["--method", "x=json:dumps", "--method", "x=json:dumps"], "a name of your own"),
+        (["--method", "x=json"], "give module:function"),
+        (["--window", "30"], "no clip has 30 frames"),
         (["--dataset", "gopro"], "GOPRO_Large_all"),
-    ):
-        status, captured = call(*arguments)
-        assert status == 1
-        assert said in " ".join(captured.err.split())
+        (["--max-cache", "many"], "--max-cache many: give a number of bytes"),
+        (["--max-cache", "1kB"], "1 clip would take 1.61e-05 GB in"),
+    ],
+)
+def test_errors_of_the_command_line(evaluated, monkeypatch, capsys, arguments, message):
+    status, _, err = call(monkeypatch, capsys, *options(evaluated), *arguments)
+    assert status == 1
+    assert message in err
+
+
+def test_the_console_script_finds_modules_of_the_current_folder(evaluated):
+    (evaluated / "mynet.py").write_text(
+        "import torch\ndef f(frames, times, size): return torch.zeros(len(times), 3, *size)\n"
+    )
+    script = Path(sys.executable).with_name("stif-rt")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    done = subprocess.run(
+        [script, *options(evaluated), "--method", "mine=mynet:f"],
+        cwd=evaluated,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stif_rt import speed as benchmark
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, parse_size
 from stif_rt.cli.terminal import console
 from stif_rt.runtime import output_size
+from stif_rt.speed import MODELS, measure
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed.")
 
@@ -23,26 +23,21 @@ def quick(
     scale: Annotated[float, typer.Option(min=0.1, help="Output pixels per input pixel.")] = 4,
     time_scale: Annotated[float, typer.Option(min=1, help="Output frames per input frame.")] = 8,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
 ) -> None:
     """How fast a clip will be on this machine, in under a minute."""
-    try:
-        width, height = (int(side) for side in size.lower().split("x"))
-    except ValueError as error:
-        raise ValueError(f"--size {size}: give WIDTHxHEIGHT, such as 640x360") from error
+    width, height = parse_size(size, "--size")
     inputs = height, width
     outputs = output_size(inputs, scale, None)
     columns = ("model", "kernels", "measured", "pair", "frame", "frames/s", "MP/s")
-    title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames, {dtype}"
+    title = f"{width}x{height} to {outputs[1]}x{outputs[0]}, {time_scale:g} times the frames"
     table = Table(*columns, title=title, title_justify="left")
-    for model in benchmark.MODELS:
+    for model in MODELS:
         with console.status(f"measuring {model}"):
-            measured = benchmark.measure(
-                model, inputs, scale, device=device, dtype=dtype, kernels=kernels, encoder=encoder
-            )
-        speed = measured.at(inputs, outputs)
+            measured = measure(model, inputs, scale, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
+        speed = measured.scaled_to(inputs, outputs)
         table.add_row(
             model,
             measured.kernels,
@@ -52,6 +47,7 @@ def quick(
             f"{speed.frames_per_second(time_scale):.3g}",
             f"{speed.megapixels_per_second(time_scale):.3g}",
         )
+        table.title = f"{title}, {speed.dtype}"
     Console().print(table)
     console.print("stif-s: the bundled weights. stif: the paper's network, here with random weights.")
     console.print("Measured on smaller frames where that takes too long, and scaled by the number of pixels.")

@@ -1,21 +1,23 @@
 """``stif-rt eval``."""
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
+from stif_rt.cli.options import MAX_CACHE, Device, Dtype, EncoderOption, KernelsOption, MaxCache, Weights, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.datasets import DATASETS, load_dataset
 from stif_rt.evaluation.methods import BASELINE, Method, external, ours, predictions
 from stif_rt.evaluation.metrics import Window
-from stif_rt.evaluation.protocol import Mean, Result, count_groups, groups, summarise
-from stif_rt.evaluation.protocol import evaluate as evaluate_group
-from stif_rt.evaluation.tables import TABLES, write, write_strip
+from stif_rt.evaluation.protocol import Mean, summarise
+from stif_rt.evaluation.run import Plan, run_evaluation
+from stif_rt.evaluation.tables import TABLES, write
 from stif_rt.runtime import Runtime
 
 
@@ -31,6 +33,7 @@ SSIM_WINDOWS: dict[SSIM, Window | None] = {SSIM.none: None, SSIM.gaussian: "gaus
 def evaluate(
     data: Annotated[list[Path], typer.Argument(help="Videos, folders of frames, or folders of either.")],
     cache: Annotated[Path, typer.Option(help="Folder for decoded frames.")],
+    max_cache: MaxCache = MAX_CACHE,
     dataset: Annotated[str | None, typer.Option(help=f"Take the test split of {', '.join(DATASETS)}.")] = None,
     table: Annotated[
         int | None, typer.Option(help="Scales and lengths of the paper's table 1 or 2; all groups, with SSIM.")
@@ -66,7 +69,8 @@ def evaluate(
     encoder: EncoderOption = "auto",
 ) -> None:
     """PSNR and SSIM on clips, beside bicubic up-scaling with linear blending. docs/evaluation.md explains it."""
-    lengths, scales = tuple(window or (3,)), tuple(scale or (4.0,))
+    most_bytes = parse_bytes(max_cache, "--max-cache")
+    lengths, scales = tuple(dict.fromkeys(window or (3,))), tuple(dict.fromkeys(scale or (4.0,)))
     most = windows or None
     if table is not None:
         if table not in TABLES:
@@ -80,41 +84,31 @@ def evaluate(
     runtime = Runtime.load(weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
     methods: dict[str, Method] = {"this": ours(runtime)}
     for given in prediction or []:
-        name, folder = named(given, "--predictions")
+        name, folder = named(given, "--predictions", methods)
         methods[name] = predictions(Path(folder))
     for given in method or []:
-        name, place = named(given, "--method")
-        methods[name] = external(place)
-    clips = load_dataset(dataset, data, cache, downscale)
-    results: list[Result] = []
+        name, target = named(given, "--method", methods)
+        methods[name] = external(target)
+    clips = load_dataset(dataset, data, cache, downscale, most_bytes)
+    plan = Plan(lengths, scales, most, SSIM_WINDOWS[ssim])
     with progress_bar() as progress:
-        total = len(scales) * sum(count_groups(clips, length, most) for length in lengths)
-        task = progress.add_task("groups", total=total)
-        for factor in scales:
-            for length in lengths:
-                busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
-                for group in groups(clips, length, factor, most):
-                    results.append(evaluate_group(group, methods, SSIM_WINDOWS[ssim]))
-                    if output is not None:
-                        change = float((group.truth[-1] - group.truth[0]).abs().mean())
-                        if change > busiest.get(group.clip, -1):
-                            busiest[group.clip] = change
-                            write_strip(output, group, methods)
-                    progress.advance(task)
-    if not results:
-        raise ValueError(f"no clip has {min(lengths)} frames without a scene cut")
+        task = progress.add_task("groups", total=plan.count(clips))
+        results = run_evaluation(clips, methods, plan, output, lambda: progress.advance(task))
     means = summarise(results)
-    for factor in scales:
-        for length in lengths:
-            show_means([m for m in means if (m.scale, m.length) == (factor, length)], factor, length)
     if output is not None:
         write(output, results, means, dataset)
         console.print(f"wrote results.md, results.csv, results.json and strips to {output}", markup=False)
+    for factor in scales:
+        for length in lengths:
+            if part := [mean for mean in means if (mean.scale, mean.length) == (factor, length)]:
+                show_means(part, factor, length)
+            else:
+                console.print(f"no clip has {length} frames without a scene cut: left out")
 
 
-def named(given: str, option: str) -> tuple[str, str]:
+def named(given: str, option: str, taken: Iterable[str]) -> tuple[str, str]:
     name, equals, value = given.partition("=")
-    if not (name and equals and value) or name in ("this", BASELINE):
+    if not (name and equals and value) or name == BASELINE or name in taken:
         raise ValueError(f"{option} {given}: give NAME=..., a name of your own")
     return name, value
 
@@ -123,11 +117,12 @@ def show_means(means: list[Mean], scale: float, length: int) -> None:
     """One table on standard output: textured and smooth windows apart, each method beside the baseline."""
     methods = list(dict.fromkeys(mean.method for mean in means))
     title = f"RGB PSNR, dB (gain): space x{scale:g}, groups of {length} frames"
-    table = Table("windows", "number", "frames", *methods, title=title, title_justify="left")
+    columns = ("windows", "number", "frames", *map(escape, methods))  # names may look like rich's markup
+    table = Table(*columns, title=title, title_justify="left")
     for first in range(0, len(means), len(methods)):
         row = means[first : first + len(methods)]  # the baseline and every method on the same frames
         if length > 3 or row[0].frames != "center":  # of three frames, center is the average
             name = row[0].windows if row[0].clip is None else f"{row[0].windows}, {row[0].clip}"
             gains = [f"{mean.psnr:.2f} ({mean.psnr - row[0].psnr:+.2f})" for mean in row[1:]]
-            table.add_row(name, str(row[0].number), row[0].frames, f"{row[0].psnr:.2f}", *gains)
+            table.add_row(escape(name), str(row[0].number), row[0].frames, f"{row[0].psnr:.2f}", *gains)
     Console().print(table)

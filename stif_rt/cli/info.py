@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from stif_rt import __version__
+from stif_rt.dtypes import DTYPES, dtype_name, parse_dtype
 from stif_rt.engines import ENGINES, bundle_engines
 from stif_rt.model.config import Config
 from stif_rt.ops import native
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import DTYPES
 
 
 def info() -> None:
@@ -45,14 +45,16 @@ def info() -> None:
     table = Table("what", "device", "dtype", "can run", title="Encoder engines and kernels", title_justify="left")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
-        for dtype_name, dtype in DTYPES.items():
+        for dtype in map(parse_dtype, DTYPES):
             for engine in ENGINES:
-                table.add_row(f"encoder {engine}", device, dtype_name, "yes")
+                table.add_row(f"encoder {engine}", device, dtype_name(dtype), "yes")
             for engine, why in bundle_engines(torch.device(device), dtype).items():
-                table.add_row(f"encoder {engine} (bundles)", device, dtype_name, f"no: {why}" if why else "yes")
+                table.add_row(f"encoder {engine} (bundles)", device, dtype_name(dtype), f"no: {why}" if why else "yes")
             for name, module in BACKENDS.items():
                 reason = module.unavailable_reason(Config(), torch.device(device), dtype)
-                table.add_row(f"kernels {name}", device, dtype_name, "yes" if reason is None else f"no: {reason}")
+                table.add_row(
+                    f"kernels {name}", device, dtype_name(dtype), "yes" if reason is None else f"no: {reason}"
+                )
     out.print(table)
 
     library = native.load()
@@ -61,8 +63,7 @@ def info() -> None:
         return
     table = Table("instruction set", "computes in", "can run", title="Native CPU kernels", title_justify="left")
     for isa in library.isas:
-        dtype_name = str(isa.dtype).removeprefix("torch.")
-        table.add_row(isa.name, dtype_name, "yes" if isa.unavailable is None else f"no: {isa.unavailable}")
+        table.add_row(isa.name, dtype_name(isa.dtype), "yes" if isa.unavailable is None else f"no: {isa.unavailable}")
     out.print(table)
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights, parse_size
 from stif_rt.cli.progress import Reporter, clock
 from stif_rt.cli.signals import stopped_by_signals
+from stif_rt.dtypes import dtype_name
 from stif_rt.video.options import (
     DEINTERLACE,
     IMAGE_FORMATS,
@@ -212,18 +213,18 @@ def chosen_size(size: str | None, width: int | None, height: int | None) -> tupl
     if size is not None:
         if width is not None or height is not None:
             raise ValueError("give either --size or --width and --height, not both")
-        width, height = integers(size.lower().replace("x", ","), 2, "--size", "WIDTHxHEIGHT, such as 1920x1080", size)
+        width, height = parse_size(size, "--size")
     return (None if width == -1 else width), (None if height == -1 else height)
 
 
-def integers(text: str, count: int, option: str, form: str, original: str | None = None) -> tuple[int, ...]:
+def integers(text: str, count: int, option: str, form: str) -> tuple[int, ...]:
     """``count`` whole numbers with commas between them."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if len(numbers) != count:
-        raise ValueError(f"{option} {original or text}: give {form}")
+        raise ValueError(f"{option} {text}: give {form}")
     return numbers
 
 
@@ -290,10 +291,9 @@ class Run:
         reader, (H, W) = job.reader, job.layout.frame
         rate = float(job.rates.playing)
         slow = f", {float(job.rates.slowdown):g} times as long" if job.rates.slowdown != 1 else ""
-        dtype = str(runtime.dtype).removeprefix("torch.")
         self.reporter.say(
             f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {rate:g}/s{slow}, "
-            f"{runtime.device}, {dtype}",
+            f"{runtime.device}, {dtype_name(runtime.dtype)}",
             "start",
             input=str(job.input),
             output=str(job.output),

@@ -1,32 +1,26 @@
-"""Clips as memory-mapped frames.
+"""Clips: where they are below a folder, what they are called, and their frames, memory-mapped from a cache."""
 
-A clip is a video file or a folder of frames. The first use of one decodes it, shrunk by ``downscale``, into the cache
-folder as one ``.npy`` of uint8 [frames, H, W, 3]; from then on windows are read straight from the page cache.
-"""
-
-import contextlib
-import hashlib
-import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from stif_rt.files import whole_file, write_whole
-from stif_rt.video.cuts import detected_cuts
-from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_reader, read_image
+from stif_rt.data.frame_cache import MAX_CACHE, Shots, check_room, find_entry, load_frames, visible_images
+from stif_rt.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image
 
 
 @dataclass(frozen=True)
 class Clip:
-    """name; frames: uint8 [n, H, W, 3]; shots: [first, end) ranges of frames without a scene cut inside."""
+    """name: unique among the clips that were loaded together. frames: uint8 [n, H, W, 3]. shots: [first, end) ranges of
+    frames without a scene cut inside."""
 
     name: str
     frames: NDArray[np.uint8]
-    shots: list[tuple[int, int]]
+    shots: Shots
 
     def windows(self, length: int, step: int = 1) -> list[int]:
         """First frames of all windows of ``length`` frames that lie within one shot."""
@@ -34,63 +28,165 @@ class Clip:
 
 
 def find_clips(path: Path) -> list[Path]:
-    """Clips below a path: video files, and folders that hold images directly.
+    """Clips at or below a path: video files, and folders that hold images directly.
 
     So the published layouts need no configuration: Adobe240 (folder/clip/frame.png or videos), GoPro
-    (train/GOPR.../frame.png; of its sharp/blur pairs only the sharp ones) and Vid4 (clip/frame.png).
-    Raises FileNotFoundError where there is none.
+    (train/GOPR.../sharp/frame.png, whose blurred copies beside it are left out) and Vid4 (clip/frame.png). Hidden files
+    and folders are left out; links are followed, and what two paths lead to is one clip.
+
+    Raises:
+        FileNotFoundError: if there is none.
     """
     if path.is_file():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and "blur" not in p.parent.name)
-    clips = {p.parent for p in files if p.suffix.lower() in IMAGE_SUFFIXES}
-    clips |= {p for p in files if p.suffix.lower() in VIDEO_SUFFIXES}
-    if not clips:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    clips: dict[Path, Path] = {}
+    for folder, files in _walk(path):
+        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
+            clips.setdefault(folder.resolve(), folder)
+        for file in sorted((f for f in files if f.suffix.lower() in VIDEO_SUFFIXES), key=Path.is_symlink):
+            clips.setdefault(file.resolve(), file)
+    found = [clip for clip in clips.values() if not (clip.is_dir() and clip != path and _is_blurred_copy(clip))]
+    if not found:
         raise FileNotFoundError(f"no videos and no folders of images below {path}")
-    return sorted(clips)
+    return sorted(found)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Each visible folder at or below a root once, with its visible files; folders before links to them."""
+    folders, links = [root], list[Path]()
+    visited: set[Path] = set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        if (real := folder.resolve()) in visited:
+            continue
+        visited.add(real)
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        yield folder, [entry for entry in entries if entry.is_file()]
+        for entry in entries:
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry)
+
+
+def _is_blurred_copy(folder: Path) -> bool:
+    """Whether it is the ``blur`` or ``blur_gamma`` beside a ``sharp`` with the same frames, as GoPro is published."""
+    sharp = folder.parent / "sharp"
+    if folder.name not in ("blur", "blur_gamma") or not sharp.is_dir():
+        return False
+    return {file.name for file in visible_images(folder)} == {file.name for file in visible_images(sharp)}
+
+
+def name_clips(folders: Sequence[Path]) -> dict[str, Path]:
+    """The clips at or below the folders by name.
+
+    A clip is called by its path below its folder, with ``/`` between the parts; a video without its suffix, GoPro's
+    CLIP/sharp CLIP. Where that is not unique, the suffix and the last part are named too, and then the folder.
+
+    Raises:
+        FileNotFoundError: if there is none below one of the folders.
+    """
+    clips: dict[Path, tuple[Path, Path]] = {}
+    for folder in folders:
+        for path in find_clips(folder):
+            clips.setdefault(path.resolve(), (folder, path))
+    common = Path(os.path.commonpath([_absolute(folder).parent for folder in folders]))
+    options = [_possible_names(folder, path, common) for folder, path in clips.values()]
+    levels = [0] * len(options)
+    while True:
+        names = [names[level] for names, level in zip(options, levels, strict=True)]
+        counts = Counter(names)
+        repeated = [n for n, name in enumerate(names) if counts[name] > 1 and levels[n] + 1 < len(options[n])]
+        if not repeated:
+            break
+        for n in repeated:
+            levels[n] += 1
+    named: dict[str, Path] = {}
+    for name, (_, path) in zip(names, clips.values(), strict=True):
+        while name in named:  # names that differ in bytes only, which are no text
+            name += "'"
+        named[name] = path
+    return named
+
+
+def _possible_names(folder: Path, path: Path, common: Path) -> list[str]:
+    """From the shortest to the absolute path. common: a folder above all folders."""
+    own_name = Path(_absolute(path).name)
+    whole = own_name if path == folder else path.relative_to(folder)
+    if path.is_file():
+        short = whole.with_suffix("")
+    elif path.name == "sharp" and path != folder:
+        short = whole.parent if whole.parent.name else Path(_absolute(folder).name)
+    else:
+        short = whole
+    absolute = _absolute(path)
+    below_root = absolute.relative_to(absolute.anchor)
+    return [readable_name(name) for name in (short, whole, absolute.relative_to(common), below_root)]
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def readable_name(path: Path) -> str:
+    """A relative path as text that can be printed and written; one whose bytes are not UTF-8 is read as Latin-1."""
+    encoded = os.fsencode(path.as_posix())
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded.decode("latin-1")
 
 
 def load_pictures(path: Path) -> list[NDArray[np.uint8]]:
-    """The image files below a path, uint8 [H, W, 3] each. Raises FileNotFoundError where there is none."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files at or below a path, uint8 [H, W, 3] each. Hidden files are left out, links are followed.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for a file that is not an image.
+    """
+    if path.is_file():
+        return [read_image(path)]
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    files = sorted(f for _, files in _walk(path) for f in files if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"no images below {path}")
     return [read_image(file) for file in files]
 
 
-def load_clip(path: Path, cache: Path, downscale: float) -> Clip:
-    """The clip from the cache, decoded into it where it is not there yet."""
-    key = hashlib.sha256(f"{path.resolve()} {path.stat().st_mtime_ns} {downscale}".encode()).hexdigest()[:16]
-    target, index = cache / f"{path.stem}-{key}.npy", cache / f"{path.stem}-{key}.json"
-    if not index.exists():  # written last: its presence says that both are complete
-        cache.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as temporary:
-            shots = _decode(path, temporary, downscale)
-        write_whole(index, json.dumps({"shots": shots}))
-    shots = [(first, end) for first, end in json.loads(index.read_text())["shots"]]
-    return Clip(path.stem, np.load(target, mmap_mode="r"), shots)
+def load_clip(path: Path, cache: Path, downscale: float, name: str | None = None) -> Clip:
+    """One clip from the cache, decoded into it where it is not there yet.
+
+    Args:
+        path: a video file, or a folder of images.
+        cache: folder for decoded frames.
+        downscale: by which the frames are shrunk.
+        name: of the clip, else that of its file or folder.
+    """
+    frames, shots = load_frames(find_entry(path, cache, downscale))
+    own_name = Path(_absolute(path).name)
+    short = own_name if path.is_dir() else own_name.with_suffix("")
+    return Clip(readable_name(short) if name is None else name, frames, shots)
 
 
-def _decode(path: Path, target: Path, downscale: float) -> list[tuple[int, int]]:
-    """Writes the frames one by one behind a header for their final number, and returns the shots."""
-    with contextlib.closing(open_reader(path)) as reader, target.open("wb+") as file:
-        size = (round(reader.height / downscale), round(reader.width / downscale))
-        cuts, count = [0], 0
-        _write_header(file, (0, *size, 3))
-        for frame, cut in detected_cuts(reader):
-            if cut:
-                cuts.append(count)
-            image = frame.image
-            if image.shape[:2] != size:
-                picture = torch.from_numpy(image).permute(2, 0, 1)[None]
-                small = F.interpolate(picture, size, mode="bicubic", antialias=True)
-                image = small[0].permute(1, 2, 0).numpy()
-            file.write(np.ascontiguousarray(image).data)
-            count += 1
-        _write_header(file, (count, *size, 3))
-    return list(zip(cuts, [*cuts[1:], count], strict=True))
+def load_named_clips(
+    paths: Mapping[str, Path], cache: Path, downscale: float, max_cache: int = MAX_CACHE
+) -> list[Clip]:
+    """Clips from the cache, with the names that are given.
+
+    Args:
+        paths: video files and folders of images by name.
+        cache: folder for decoded frames.
+        downscale: by which the frames are shrunk.
+        max_cache: bytes that decoding may add to the cache.
+
+    Raises:
+        OSError: before anything is decoded where that would take more than ``max_cache``, or than is free.
+    """
+    check_room((find_entry(path, cache, downscale) for path in paths.values()), max_cache)
+    return [load_clip(path, cache, downscale, name) for name, path in paths.items()]
 
 
-def _write_header(file, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
-    file.seek(0)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+def load_clips(folders: Sequence[Path], cache: Path, downscale: float, max_cache: int = MAX_CACHE) -> list[Clip]:
+    """All clips at or below the folders; arguments and errors as of ``name_clips`` and ``load_named_clips``."""
+    return load_named_clips(name_clips(folders), cache, downscale, max_cache)

@@ -1,10 +1,12 @@
 """The published data sets and their test splits, or any videos and folders of frames."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from stif_rt.data.clips import Clip, find_clips, load_clip
+from stif_rt.data.clips import Clip, find_clips, load_named_clips, name_clips
+from stif_rt.data.frame_cache import MAX_CACHE
 
 log = logging.getLogger(__name__)
 
@@ -70,31 +72,48 @@ DATASETS = {
 """By the names of ``stif-rt eval --dataset``. The splits are those that the paper's authors publish."""
 
 
-def load_dataset(name: str | None, paths: list[Path], cache: Path, downscale: float) -> list[Clip]:
-    """The clips of a data set below ``paths``, or all clips there for None.
+def find_dataset(name: str | None, folders: Sequence[Path]) -> dict[str, Path]:
+    """The clips of a data set by name, or for None all clips at or below the folders.
 
-    Raises ValueError for an unknown name, FileNotFoundError saying what to download where there is none of a data
-    set's clips; where some are missing, they are logged as a warning.
+    Raises:
+        ValueError: for an unknown data set, or a clip of it that is there more than once.
+        FileNotFoundError: if none of the clips is there, saying what to download. If some are there, what is missing is
+            logged as a warning.
     """
     if name is None:
-        return [load_clip(path, cache, downscale) for folder in paths for path in find_clips(folder)]
+        return name_clips(folders)
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(DATASETS)}")
     dataset = DATASETS[name]
-    found: dict[str, Path] = {}
-    for folder in paths:
+    candidates: dict[str, dict[Path, Path]] = {clip: {} for clip in dataset.clips}  # by resolved path
+    for folder in folders:
         for path in find_clips(folder) if folder.exists() else ():
-            parts = (path.stem, *reversed(path.relative_to(folder).parts[:-1])) if path != folder else (path.stem,)
-            clip = next((part for part in parts if part in dataset.clips), None)
+            parents = () if path == folder else path.relative_to(folder).parts[:-1]
+            stem = path.name if path.is_dir() else path.stem
+            clip = next((part for part in (stem, *reversed(parents)) if part in dataset.clips), None)
             if clip is not None:
-                found.setdefault(clip, path)
-    missing = [clip for clip in dataset.clips if clip not in found]
+                candidates[clip].setdefault(path.resolve(), path)
+    found = {clip: _only(clip, list(paths.values())) for clip, paths in candidates.items() if paths}
     if not found:
         raise FileNotFoundError(
-            f"none of the clips of {name} is below {', '.join(map(str, paths))}. Get {dataset.source}, and arrange it "
-            f"as {dataset.layout}, with the clips {', '.join(dataset.clips)}"
+            f"none of the clips of {name} is below {', '.join(map(str, folders))}. Get {dataset.source}, and arrange "
+            f"it as {dataset.layout}, with the clips {', '.join(dataset.clips)}"
         )
-    if missing:
+    if missing := [clip for clip in dataset.clips if clip not in found]:
         log.warning("%s is not complete, its figures compare with no published ones: no %s", name, ", ".join(missing))
-    clips = [clip for clip in dataset.clips if clip in found]
-    return [replace(load_clip(found[clip], cache, downscale), name=clip) for clip in clips]
+    return found
+
+
+def _only(clip: str, paths: list[Path]) -> Path:
+    """The one path of a clip; of several, such as Vid4's with their small copies, the one below ``GT``."""
+    originals = [path for path in paths if "GT" in path.parts[:-1]] or paths
+    if len(originals) > 1:
+        raise ValueError(f"{clip} is there more than once, as {' and '.join(map(str, originals))}: give the one to use")
+    return originals[0]
+
+
+def load_dataset(
+    name: str | None, folders: Sequence[Path], cache: Path, downscale: float, max_cache: int = MAX_CACHE
+) -> list[Clip]:
+    """The clips of a data set, or all clips for None; errors as of ``find_dataset`` and ``load_named_clips``."""
+    return load_named_clips(find_dataset(name, folders), cache, downscale, max_cache)

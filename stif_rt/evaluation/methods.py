@@ -4,7 +4,9 @@ To score another network, write such a function and name it: ``stif-rt eval --me
 """
 
 import importlib
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stif_rt.data.clips import readable_name
+from stif_rt.data.frame_cache import visible_images
 from stif_rt.data.resize import imresize
 from stif_rt.runtime import Runtime
 from stif_rt.video.reader import read_image
@@ -65,13 +69,19 @@ def ours(runtime: Runtime) -> Method:
 
 def predictions(folder: Path) -> Method:
     """Pictures that another tool has made: FOLDER/<clip>/<...number>.png, the number being the frame's in the clip,
-    counted from 0. Raises FileNotFoundError for a frame that is not there, ValueError for one of another size."""
+    counted from 0.
+
+    Raises:
+        FileNotFoundError: if there is no such folder; when called, for a frame that is not there.
+        ValueError: when called, for a picture of another size.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--predictions: there is no folder {folder}")
     files: dict[str, dict[int, Path]] = {}
 
     def read(group: Group) -> Tensor:
         if group.clip not in files:
-            numbered = ((re.search(r"(\d+)$", path.stem), path) for path in (folder / group.clip).glob("*"))
-            files[group.clip] = {int(match[1]): path for match, path in numbered if match}
+            files[group.clip] = _numbered(folder, group.clip)
         pictures = []
         for number in range(group.first, group.first + len(group.truth)):
             path = files[group.clip].get(number)
@@ -87,19 +97,48 @@ def predictions(folder: Path) -> Method:
     return read
 
 
-def external(place: str) -> Method:
+def _numbered(folder: Path, clip: str) -> dict[int, Path]:
+    """The pictures of a clip by the number at the end of their names."""
+    below = folder / clip
+    if not below.is_dir():  # a name that is not UTF-8 is written differently on disk
+        alike = (p for p in folder.glob("/".join("*" * (clip.count("/") + 1))) if p.is_dir())
+        below = next((p for p in alike if readable_name(p.relative_to(folder)) == clip), below)
+    if not below.is_dir():
+        return {}
+    numbered = ((re.search(r"(\d+)$", path.stem), path) for path in visible_images(below))
+    return {int(match[1]): path for match, path in numbered if match}
+
+
+def external(target: str) -> Method:
     """The function at ``module:function``, called with frames [2, 3, h, w], a list of N times, and (H, W).
 
-    It returns [N, 3, H, W]. Raises ValueError where there is no such function.
+    It returns [N, 3, H, W]. Modules of the current folder are found.
+
+    Raises:
+        ValueError: if there is no such function, or its module cannot be imported, saying why.
+        RuntimeError: when called, for whatever the function raises.
     """
-    module, _, name = place.partition(":")
+    module, _, name = target.partition(":")
+    if not (module and name.isidentifier()):
+        raise ValueError(f"--method {target}: give module:function, such as mynet:interpolate")
+    if (current := os.getcwd()) not in sys.path:
+        sys.path.insert(0, current)  # the console script's own folder is there instead
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--method {place}: give module:function ({error})") from error
+        function = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # whatever the module does
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--method {target}: module {module} cannot be imported: {reason}") from error
+    if not callable(function):
+        raise ValueError(f"--method {target}: module {module} has no function {name}")
 
     def call(group: Group) -> Tensor:
-        with torch.inference_mode():
-            return function(group.inputs, group.times, group.size).float().cpu()
+        try:
+            with torch.inference_mode():
+                out = function(group.inputs, group.times, group.size)
+        except Exception as error:  # whatever the function does
+            raise RuntimeError(f"--method {target} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(out, Tensor):
+            raise ValueError(f"--method {target} must return a tensor, not {type(out).__name__}")
+        return out.float().cpu()
 
     return call

@@ -100,6 +100,8 @@ def evaluate(group: Group, methods: Mapping[str, Method], ssim: Window | None = 
         pictures = method(group)
         if pictures.shape != group.truth.shape:
             raise ValueError(f"{name} returned {list(pictures.shape)} instead of {list(group.truth.shape)}")
+        if not torch.isfinite(pictures).all():
+            raise ValueError(f"{name} returned values that are not finite, for {group.clip} from frame {group.first}")
         pairs = zip((pictures.clamp(0, 1) * 255).round() / 255, group.truth, strict=True)
         scores[name] = [score(picture, truth, ssim) for picture, truth in pairs]
     return Result(group.clip, group.first, group.scale, scores)

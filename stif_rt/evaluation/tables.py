@@ -1,8 +1,10 @@
 """Results as files: the paper's tables in Markdown, everything as CSV and JSON, crops to look at as PNG."""
 
 import csv
+import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -80,8 +82,12 @@ def _metrics(mean: Mean) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def write(folder: Path, results: list[Result], means: list[Mean], dataset: str | None) -> None:
@@ -108,7 +114,7 @@ def write(folder: Path, results: list[Result], means: list[Mean], dataset: str |
         ),
     }
     for name, written in content.items():
-        write_whole(folder / name, written)
+        write_whole(folder / name, written.encode(errors="backslashreplace"))
 
 
 def strip(group: Group, methods: Mapping[str, Method]) -> Tensor:
@@ -130,8 +136,16 @@ def strip(group: Group, methods: Mapping[str, Method]) -> Tensor:
 
 
 def write_strip(folder: Path, group: Group, methods: Mapping[str, Method]) -> Path:
-    """Writes ``strip_CLIP_xSCALE_LENGTH.png`` and returns its path."""
+    """Writes ``strip_CLIP_xSCALE_LENGTH.png`` and returns its path. In the clip's name, ``/`` is written %2F."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"strip_{group.clip}_x{group.scale:g}_{len(group.truth)}.png"
+    path = folder / f"strip_{_as_file_name(group.clip)}_x{group.scale:g}_{len(group.truth)}.png"
     write_png(path, np.ascontiguousarray(strip(group, methods).numpy()))
     return path
+
+
+def _as_file_name(name: str) -> str:
+    """Different names stay different; what file systems do not take is escaped, what is too long replaced by a hash."""
+    escaped = re.sub(r'[%/\\:*?"<>|\x00-\x1f]', lambda match: f"%{ord(match[0]):02X}", name)
+    if len(escaped.encode()) <= 180:
+        return escaped
+    return escaped.encode()[:150].decode(errors="ignore") + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]

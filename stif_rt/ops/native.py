@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stif_rt.dtypes import dtype_name
+
 LIBRARY = Path(__file__).parent / "libstif_rt_cpu.so"
 FORCED = "STIF_RT_CPU_ISA"
 """Environment variable that forces one instruction set."""
@@ -189,14 +191,14 @@ def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
     reasons = []
     for isa in candidates:
         if isa.dtype != dtype:
-            reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {_name(isa.dtype)}")
+            reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {dtype_name(isa.dtype)}")
         elif isa.unavailable and forced:
             raise RuntimeError(f"{FORCED} asks for {forced}, but {isa.unavailable}")
         elif isa.unavailable:
             reasons.append(f"{isa.name}: {isa.unavailable}")
         else:
             return library, isa
-    return "; ".join(reasons) or f"the native code computes in float32 or bfloat16, not in {_name(dtype)}"
+    return "; ".join(reasons) or f"the native code computes in float32 or bfloat16, not in {dtype_name(dtype)}"
 
 
 def has_bfloat16() -> bool:
@@ -207,10 +209,6 @@ def has_bfloat16() -> bool:
 def pointer(tensor: Tensor | None, *index: int) -> int | None:
     """The address of ``tensor[index]``, or None for a tensor that is missing."""
     return None if tensor is None else tensor[index].data_ptr()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def cpu_features() -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stif_rt.dtypes import dtype_name
 from stif_rt.runtime import Runtime, bundled_weights
 from stif_rt.version import VERSION
 from stif_rt.video.encoding import Encoding, choose_encoding, choose_image_encoding
@@ -106,7 +107,7 @@ def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str
         "output": str(job.output.absolute()),
         "options": asdict(job.options),
         "weights": _weights_identity(weights),
-        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "dtype": dtype_name(runtime.dtype),
     }
     return json.loads(json.dumps(description, default=str))
 

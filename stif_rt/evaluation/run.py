@@ -1,0 +1,68 @@
+"""The whole of an evaluation: every group of every clip by every method, and a strip of crops for each clip."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stif_rt.data.clips import Clip
+from stif_rt.evaluation.methods import Group, Method
+from stif_rt.evaluation.metrics import Window
+from stif_rt.evaluation.protocol import Result, count_groups, evaluate, groups
+from stif_rt.evaluation.tables import write_strip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    lengths: frames of a group. scales: spatial ones. most: groups of each clip, None for all that follow each other.
+    ssim: which kind of SSIM to compute, None for none.
+    """
+
+    lengths: Sequence[int] = (3,)
+    scales: Sequence[float] = (4.0,)
+    most: int | None = 16
+    ssim: Window | None = None
+
+    def count(self, clips: list[Clip]) -> int:
+        """How many groups there are, over all lengths and scales."""
+        return len(self.scales) * sum(count_groups(clips, length, self.most) for length in self.lengths)
+
+
+def run_evaluation(
+    clips: list[Clip],
+    methods: Mapping[str, Method],
+    plan: Plan,
+    strips: Path | None = None,
+    advance: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """The scores of every group.
+
+    Args:
+        clips: what is evaluated.
+        methods: besides the baseline, by name.
+        plan: lengths, scales and the number of groups.
+        strips: folder for one strip of crops of each clip, length and scale: of the group that changes most.
+        advance: called after each group.
+
+    Raises:
+        ValueError: where no clip is long enough, or a method returns something else than its pictures.
+    """
+    if not plan.count(clips):
+        raise ValueError(f"no clip has {min(plan.lengths)} frames without a scene cut")
+    results = []
+    for scale in plan.scales:
+        for length in plan.lengths:
+            busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
+            for group in groups(clips, length, scale, plan.most):
+                results.append(evaluate(group, methods, plan.ssim))
+                if strips is not None and _change(group) > busiest.get(group.clip, -1):
+                    busiest[group.clip] = _change(group)
+                    write_strip(strips, group, methods)
+                advance()
+    return results
+
+
+def _change(group: Group) -> float:
+    """Mean absolute difference of the first and the last frame."""
+    return float((group.truth[-1] - group.truth[0]).abs().mean())
