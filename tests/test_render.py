@@ -11,9 +11,9 @@ from helpers.videos import picture
 from stif_rt.runtime import Runtime
 from stif_rt.video.colour import Picture, from_image, to_image
 from stif_rt.video.layout import make_layout
-from stif_rt.video.plan import Pair, plan
+from stif_rt.video.plan import plan
 from stif_rt.video.reader import Frame
-from stif_rt.video.render import PAIRS_AHEAD, PICTURES_AHEAD, NetworkRenderer, pictures, select
+from stif_rt.video.render import PAIRS_AHEAD, PICTURES_AHEAD, NetworkRenderer, pictures
 
 SIZE = (18, 32)
 
@@ -47,7 +47,7 @@ def test_pictures_come_in_order():
 def test_any_part_equals_that_part_of_the_whole(first, last):
     """Also where a part begins or ends between two input frames."""
     whole = arrays(pictures(plan(frames(5), Fraction(3)), blend))
-    part = arrays(pictures(select(plan(frames(5), Fraction(3)), first, last), blend))
+    part = arrays(pictures(plan(frames(5), Fraction(3), first=first, stop=last), blend))
     assert len(part) == len(whole[first:last])
     assert all(np.array_equal(a, b) for a, b in zip(part, whole[first:last], strict=True))
 
@@ -136,8 +136,3 @@ def test_layouts_show_what_they_promise(runtime, given):
     (out,) = arrays(rendered(runtime, layout, [0.5]))
     assert tuple(out.shape) == (*layout.frame, 3)
     assert np.abs(out.astype(int) - expected).max() <= 1
-
-
-def test_select_keeps_the_times():
-    pair = Pair(*frames(2), [0.0, 0.25, 0.5, 0.75])
-    assert [p.times for p in select([pair, pair], 2, 6)] == [[0.5, 0.75], [0.0, 0.25]]

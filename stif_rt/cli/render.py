@@ -92,6 +92,8 @@ def render(
     slow_motion: Annotated[
         str | None, option("How many times as long as the input the output plays.", panel=TIME)
     ] = None,
+    start: Annotated[str | None, option("Where to begin: seconds, or a time such as 1:02:03.5.", panel=TIME)] = None,
+    end: Annotated[str | None, option("Where to stop, likewise; not rendered any more.", panel=TIME)] = None,
     input_fps: Annotated[str | None, option("Frames per second of a folder of images; 24.", panel=TIME)] = None,
     keep_frames: Annotated[
         bool, option("At --scale 1, show the input's own frames at their times; or render them too.", panel=TIME)
@@ -111,7 +113,25 @@ def render(
         option("Pixel format, as FFmpeg names it; by default 10 bits for input above 8.", panel=PICTURES),
     ] = None,
     image_format: Annotated[str, option("Of a folder: png (the default), tiff, exr.", panel=PICTURES)] = "png",
+    max_gap: Annotated[
+        str | None, option("Seconds above which a gap in the input is held, not interpolated; 1.", panel=TIME)
+    ] = None,
+    cuts: Annotated[
+        str, option("auto, none, or a file with the frame number or time of each scene's first frame.", panel=TIME)
+    ] = "auto",
+    cut_threshold: Annotated[
+        float | None, option("How much of a change is a cut; 0.6, higher finds fewer.", panel=TIME)
+    ] = None,
+    codec: Annotated[
+        str | None,
+        option("Encoder, such as libx264, libx265, ffv1, prores_ks or h264_nvenc.", "--codec", "-c", panel=FILE),
+    ] = None,
     crf: Annotated[int | None, option("Quality of the video: lower is better; 16.", min=0, max=63, panel=FILE)] = None,
+    preset: Annotated[str | None, option("Of the encoder: how much time it takes to save space.", panel=FILE)] = None,
+    encoder_option: Annotated[
+        list[str] | None,
+        option("KEY=VALUE for the encoder. Repeatable.", "--encoder-option", "-e", panel=FILE),
+    ] = None,
     audio: Annotated[bool, option("Copy the input's sound.", panel=FILE)] = True,
     overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
     resume: Annotated[
@@ -147,7 +167,12 @@ def render(
         "time_scale": time_scale,
         "fps": fps,
         "slow_motion": slow_motion,
+        "start": start,
+        "end": end,
         "input_fps": input_fps,
+        "max_gap": max_gap,
+        "cuts": cuts,
+        "cut_threshold": cut_threshold,
         "keep_frames": keep_frames,
         "square_pixels": square_pixels,
         "deinterlace": one_of(deinterlace, DEINTERLACE, "--deinterlace"),
@@ -155,7 +180,10 @@ def render(
         "pix_fmt": pix_fmt,
         "image_format": one_of(image_format, IMAGE_FORMATS, "--image-format"),
         "audio": audio,
+        "codec": codec,
         "crf": crf,
+        "preset": preset,
+        "encoder_options": dict(assignment(text, "-e") for text in encoder_option or []),
         "strict": strict,
     }
     if segment_frames is not None:
@@ -215,6 +243,13 @@ def chosen_size(size: str | None, width: int | None, height: int | None) -> tupl
             raise ValueError("give either --size or --width and --height, not both")
         width, height = parse_size(size, "--size")
     return (None if width == -1 else width), (None if height == -1 else height)
+
+
+def assignment(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{option} {text}: give KEY=VALUE")
+    return key, value
 
 
 def integers(text: str, count: int, option: str, form: str) -> tuple[int, ...]:

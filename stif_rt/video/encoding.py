@@ -256,11 +256,21 @@ def _codec_options(codec: str, colour: Colour, crf: int, kept: Layout) -> dict[s
         options |= {"profile": "4", "alpha_bits": "16"}
     if codec in HDR_PARAMETERS:
         parameters = ["log-level=error"] if codec == "libx265" else []
+        if codec == "libx264" and _has_avx512():
+            # its AVX-512 code reads memory that was never written, and makes other pictures from run to run
+            parameters.append("asm=avx2")
         if colour.hdr:
             parameters += _hdr_parameters(codec, colour)
         if parameters:
             options[HDR_PARAMETERS[codec]] = ":".join(parameters)
     return options
+
+
+def _has_avx512() -> bool:
+    try:
+        return " avx512f " in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux, where it is not known to matter
+        return False
 
 
 HDR_PARAMETERS = {"libx264": "x264-params", "libx265": "x265-params", "libsvtav1": "svtav1-params"}

@@ -1,23 +1,26 @@
 """A job described: one input, one output, and everything that follows from them and the options."""
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from stif_rt.dtypes import dtype_name
 from stif_rt.runtime import Runtime, bundled_weights
 from stif_rt.version import VERSION
+from stif_rt.video.cuts import CONTEXT, THRESHOLD, Cuts, detected_cuts, no_cuts, read_cuts
 from stif_rt.video.encoding import Encoding, choose_encoding, choose_image_encoding
 from stif_rt.video.layout import Layout, make_layout
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import RenderOptions
-from stif_rt.video.plan import Pair, count, plan
-from stif_rt.video.rates import Rates, output_rates, parse_number
+from stif_rt.video.plan import MAX_GAP, Pair, plan
+from stif_rt.video.rates import Rates, output_rates, parse_number, parse_time
 from stif_rt.video.reader import Reader, open_reader
-from stif_rt.video.render import select
 from stif_rt.video.writer import check_target, is_video
 
 INPUT_FPS = 24
@@ -49,9 +52,19 @@ class Job:
         """Of segments."""
         return self.output.suffix.lower() if self.as_video else ""
 
-    def pairs(self, first: int = 0, last: int | None = None) -> Iterator[Pair]:
-        """The input's pairs for the output frames from ``first`` to ``last``, excluded; None for the end."""
-        return select(plan(self.reader, self.rates.sampling), first, last)
+    cuts: Cuts
+    start: Fraction
+    stop: int | None
+    """The number of the output frame that is not shown any more; None for the end of the input."""
+
+    def pairs(self, first: int = 0, stop: int | None = None) -> Iterator[Pair]:
+        """The input's pairs for the output frames from ``first`` to ``stop``, excluded; None for the end."""
+        stop = self.stop if stop is None or self.stop is None else min(stop, self.stop)
+        begin = self.start + first / self.rates.sampling
+        end = None if stop is None else self.start + stop / self.rates.sampling
+        frames = self.reader.read(begin, end, CONTEXT)
+        max_gap = MAX_GAP if self.options.max_gap is None else parse_time(self.options.max_gap, "--max-gap")
+        return plan(frames, self.rates.sampling, self.cuts, max_gap, self.start, first, stop)
 
 
 def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool = False) -> Job:
@@ -80,8 +93,16 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
         options.square_pixels,
         even=as_video and encoding.subsampled,
     )
-    expected = None if reader.frames is None else count(reader.frames, reader.rate, rates.sampling)
-    return Job(input, output, options, layout, rates, expected, encoding, reader)
+    start = parse_time(options.start or 0, "--start")
+    end = None if options.end is None else parse_time(options.end, "--end")
+    if end is not None and end <= start:
+        raise ValueError(f"--end {options.end} is not after --start {options.start or 0}")
+    if reader.duration is not None and start >= reader.duration:
+        raise ValueError(f"--start {options.start} is not within the input, which ends at {float(reader.duration):g} s")
+    stop = None if end is None else math.ceil((end - start) * rates.sampling)
+    cuts = _cuts(options, reader)
+    expected = _expected(reader, rates, start, end)
+    return Job(input, output, options, layout, rates, expected, encoding, reader, cuts, start, stop)
 
 
 def choose(output: Path, options: RenderOptions, reader: Reader) -> Encoding:
@@ -93,6 +114,23 @@ def choose(output: Path, options: RenderOptions, reader: Reader) -> Encoding:
         more.setdefault("preset", options.preset)
     suffix = output.suffix.lower()
     return choose_encoding(suffix, colour, notices, options.codec, options.pix_fmt, options.crf, more)
+
+
+def _expected(reader: Reader, rates: Rates, start: Fraction, end: Fraction | None) -> int | None:
+    """Output frames by what the input says of itself."""
+    duration = reader.duration if reader.frames is None else reader.frames / reader.rate
+    until = duration if end is None else end if duration is None else min(end, duration)
+    return None if until is None else max(1, math.ceil((until - start) * rates.sampling))
+
+
+def _cuts(options: RenderOptions, reader: Reader) -> Cuts:
+    """The detector of scene cuts that the options ask for."""
+    if options.cuts == "none":
+        return no_cuts
+    if options.cuts != "auto":
+        return read_cuts(Path(options.cuts), reader)
+    threshold = THRESHOLD if options.cut_threshold is None else options.cut_threshold
+    return functools.partial(detected_cuts, threshold=threshold)
 
 
 def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str, Any]:

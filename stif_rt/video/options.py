@@ -27,7 +27,11 @@ class RenderOptions:
 
     Time: ``time_scale`` is output frames per input frame, ``fps`` the output's frames per second, ``slow_motion`` how
     many times as long as the input it plays; ``input_fps`` the frames per second of a folder of images. ``start`` and
-    ``end`` are seconds or "1:02:03.5" of the input. Numbers may be text, such as "24000/1001".
+    ``end`` are seconds or "1:02:03.5" of the input. ``max_gap`` is the number of seconds, 1 by default, above which the
+    picture before a gap in the input is held. Numbers may be text, such as "24000/1001".
+
+    Cuts: nothing is interpolated across them. ``cuts`` is ``auto``, ``none``, or a text file with the number of the
+    frame or the time at which each scene begins; ``cut_threshold`` makes ``auto`` find fewer (above 0.6) or more.
 
     Pictures: ``keep_frames`` shows the input's own frames, not rendered ones, where the size does not change.
     ``deinterlace`` is ``auto`` (pictures that are flagged), ``on`` or ``off``; ``tonemap`` makes SDR of HDR, by
@@ -53,6 +57,9 @@ class RenderOptions:
     input_fps: Number | None = None
     start: Number | None = None
     end: Number | None = None
+    max_gap: Number | None = None
+    cuts: str = "auto"
+    cut_threshold: float | None = None
     keep_frames: bool = True
     deinterlace: Deinterlace = "auto"
     tonemap: Tonemap | None = None

@@ -98,18 +98,6 @@ class NetworkRenderer:
         return frame
 
 
-def select(pairs: Iterable[Pair], first: int, last: int | None) -> Iterator[Pair]:
-    """The pairs of output frames ``first`` to ``last`` (excluded; None for the end), with those times alone."""
-    number = 0
-    for pair in pairs:
-        start, number = number, number + len(pair.times)
-        times = pair.times[max(0, first - start) : None if last is None else max(0, last - start)]
-        if times:
-            yield pair._replace(times=times)
-        if last is not None and number >= last:
-            return
-
-
 def pictures(pairs: Iterable[Pair], render_pair: PairRenderer) -> Generator[Components, None, None]:
     """The output's frames; each stage works in a thread of its own, a few items ahead of the next one."""
     with Prefetch(pairs, PAIRS_AHEAD) as decoded:

@@ -75,7 +75,9 @@ class VideoWriter:
         except (av.FFmpegError, ValueError) as error:
             H, W = size
             kind = f"{W}x{H} pixels of {encoding.pixel_format} with {encoding.codec}"
-            raise ValueError(f"cannot encode {kind}: {error}") from error
+            raise ValueError(f"cannot encode {kind} and {encoding.options}: {error}") from error
+        if self.stream.codec_context.options:
+            raise ValueError(f"{encoding.codec} has no option {', '.join(sorted(self.stream.codec_context.options))}")
 
     def write(self, components: Components) -> None:
         """Appends a frame; see ``Encoding.components``."""
