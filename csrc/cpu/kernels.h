@@ -206,10 +206,63 @@ inline void gather(const Element *__restrict map, const Neighbours &at, const fl
         sum[i] = start[i] + (p * to_float(a[i]) + q * to_float(b[i]) + (r * to_float(c[i]) + s * to_float(d[i])));
 }
 
-inline float sample_frame(const float *frame, const Neighbours &at, int channel) {
-    float sum = 0;
-    for (int n = 0; n < 4; ++n) sum += at.share[n] * frame[at.index[n] * 3 + channel];
-    return sum;
+inline float clamp(float value, float low, float high) {
+    return value > low ? (value < high ? value : high) : low;  // NaN becomes low
+}
+
+// sum[c] = bilinear sample of a map of C channels whose border is repeated.
+template <int C>
+inline void sample_bilinear(const float *map, float y, float x, int64_t height, int64_t width, float *sum) {
+    y = clamp(y, 0, float(height - 1)), x = clamp(x, 0, float(width - 1));
+    const float top = std::floor(y), left = std::floor(x);
+    const float down = y - top, right = x - left;
+    const int64_t row = int64_t(top), column = int64_t(left);
+    const float *a = map + (row * width + column) * C;
+    const float *c = map + ((row + 1 < height ? row + 1 : row) * width + column) * C;
+    const int64_t next = column + 1 < width ? C : 0;
+    for (int n = 0; n < C; ++n)
+        sum[n] =
+            (1 - down) * ((1 - right) * a[n] + right * a[next + n]) + down * ((1 - right) * c[n] + right * c[next + n]);
+}
+
+// Keys' cubic convolution with a = -3/4: weights of the neighbours at -1, 0, 1 and 2 of a position `d` beyond 0.
+inline void cubic_weights(float d, float *weight) {
+    const auto near = [](float s) {
+        return (1.25f * s - 2.25f) * s * s + 1;
+    };
+    const auto far = [](float s) {
+        return ((-0.75f * s + 3.75f) * s - 6) * s + 3;
+    };
+    weight[0] = far(d + 1), weight[1] = near(d), weight[2] = near(1 - d), weight[3] = far(2 - d);
+}
+
+// sum[c] = bicubic sample of a frame of three channels whose border is repeated. y, x: in [-1, size].
+inline void sample_bicubic(const float *__restrict frame, float y, float x, int64_t height, int64_t width,
+                           float *__restrict sum) {
+    const float top = std::floor(y), left = std::floor(x);
+    const int64_t row = int64_t(top), column = int64_t(left);
+    float down[4], right[4];
+    cubic_weights(y - top, down);
+    cubic_weights(x - left, right);
+    const auto inside = [](int64_t index, int64_t size) {
+        return index < 0 ? 0 : (index < size ? index : size - 1);
+    };
+    float columns[12] = {};  // the four columns, summed over the rows
+    if (column >= 1 && column + 2 < width) {
+        for (int i = 0; i < 4; ++i) {
+            const float *__restrict line = frame + (inside(row + i - 1, height) * width + column - 1) * 3;
+            for (int n = 0; n < 12; ++n) columns[n] += down[i] * line[n];
+        }
+    } else {
+        for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j)
+                for (int c = 0; c < 3; ++c)
+                    columns[3 * j + c] +=
+                        down[i] * frame[(inside(row + i - 1, height) * width + inside(column + j - 1, width)) * 3 + c];
+    }
+    for (int c = 0; c < 3; ++c)
+        sum[c] =
+            right[0] * columns[c] + right[1] * columns[3 + c] + right[2] * columns[6 + c] + right[3] * columns[9 + c];
 }
 
 template <class I>
@@ -217,18 +270,27 @@ inline void convert(const float *from, typename I::Element *to, int count) {
     for (int i = 0; i < count; i += I::lanes) I::store(to + i, I::load(from + i));
 }
 
-inline float to_pixels(float coordinate, int64_t size) {
-    return ((coordinate + 1) * float(size) - 1) / 2;
-}
-
-inline float clamp(float value, float low, float high) {
-    return value > low ? (value < high ? value : high) : low;  // NaN becomes low
+// size: pixels or cells from edge to edge.
+inline float to_pixels(float coordinate, float size) {
+    return ((coordinate + 1) * size - 1) / 2;
 }
 
 // ---------------------------------------------------------------------------------------------------------- passes
 
-// Pass 1. Per pixel 37 k (SIF) + 26 k (TIF) multiply-adds and 768 sines.
-// Reads the two maps, which lie in the cache; writes 64 elements and 4 floats a pixel.
+// Adds the flow that a velocity implies at output pixel (i, j), in output pixels, to flow[4].
+inline void add_flow_of_velocity(const stif_rt_implicit &call, int64_t i, int64_t j, float *flow) {
+    const stif_rt_axis &vertical = call.vertical, &horizontal = call.horizontal;
+    const float y = vertical.positions[i], x = horizontal.positions[j];
+    const float back = (call.time - 0.5f) / vertical.stride;
+    float v[2];
+    sample_bilinear<2>(call.velocity, y, x, vertical.cell_count, horizontal.cell_count, v);
+    sample_bilinear<2>(call.velocity, y - back * v[1], x - back * v[0], vertical.cell_count, horizontal.cell_count, v);
+    v[0] *= horizontal.scale, v[1] *= vertical.scale;
+    for (int k = 0; k < 4; ++k) flow[k] += (k < 2 ? -call.time : 1 - call.time) * v[k % 2];
+}
+
+// Pass 1. Per pixel, with the paper's widths, 37 k (SIF) + 26 k (TIF) multiply-adds and 768 sines.
+// Reads the two maps and the velocity, which lie in the cache; writes 64 elements and 4 floats a pixel.
 template <class I>
 void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
@@ -239,41 +301,67 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     const auto each = [&](int64_t from, auto body) {  // the last tile repeats its last pixel
         for (int p = 0; p < I::tile; ++p) {
             const int64_t pixel = from + p < end ? from + p : end - 1;
-            body(w->first + p * CHANNELS, call.box.top + pixel / call.box.width,
-                 call.box.left + pixel % call.box.width);
+            body(p, call.box.top + pixel / call.box.width, call.box.left + pixel % call.box.width);
         }
+    };
+    const auto spatial = [&](auto *y) {  // the first network on one tile
+        siren<I>(call.first, *w, nullptr, 0, y, CHANNELS);
     };
     for (int64_t from = begin; from < end; from += I::tile) {
         const int64_t count = from + I::tile < end ? I::tile : end - from;
-        each(from, [&](float *__restrict first, int64_t i, int64_t j) {
+        const auto located = [&](int p, int64_t i, int64_t j) {
+            float *__restrict first = w->first + p * CHANNELS;
             const Element *__restrict cell =
-                nearest_map + (vertical.cells[i] * horizontal.inputs + horizontal.cells[j]) * CHANNELS;
+                nearest_map + (vertical.cells[i] * horizontal.cell_count + horizontal.cells[j]) * CHANNELS;
             const float y = vertical.relative[i], x = horizontal.relative[j];
             for (int c = 0; c < CHANNELS; ++c)
                 first[c] =
                     call.first.start[c] + to_float(cell[c]) + y * call.relative[c] + x * call.relative[CHANNELS + c];
-        });
+        };
+        if (nearest_map) each(from, located);
         if (call.feature) {
-            siren<I>(call.first, *w, nullptr, 0, w->feature, CHANNELS);
-            std::memcpy(static_cast<Element *>(call.feature) + from * CHANNELS, w->feature,
-                        count * CHANNELS * sizeof(Element));
+            Element *feature = static_cast<Element *>(call.feature) + from * CHANNELS;
+            if (nearest_map) {
+                spatial(w->feature);
+                std::memcpy(feature, w->feature, count * CHANNELS * sizeof(Element));
+            } else {
+                for (int p = 0; p < I::tile; ++p)  // the last tile repeats its last pixel
+                    std::memcpy(w->feature + p * CHANNELS, feature + (p < count ? p : count - 1) * CHANNELS,
+                                CHANNELS * sizeof(Element));
+            }
             if (!bilinear_map) continue;
-            each(from, [&](float *first, int64_t i, int64_t j) {
+            each(from, [&](int p, int64_t i, int64_t j) {
                 gather(bilinear_map,
-                       neighbours(vertical.positions[i], horizontal.positions[j], vertical.inputs, horizontal.inputs),
-                       call.second.start, first);
+                       neighbours(vertical.positions[i], horizontal.positions[j], vertical.cell_count,
+                                  horizontal.cell_count),
+                       call.second.start, w->first + p * CHANNELS);
             });
             siren<I>(call.second, *w, w->feature, CHANNELS, w->last, CHANNELS);
         } else {
-            siren<I>(call.first, *w, nullptr, 0, w->last, CHANNELS);
+            spatial(w->last);
         }
-        for (int p = 0; p < count; ++p)
-            for (int k = 0; k < 4; ++k)
-                call.flow[(from + p) * 4 + k] = w->last[p * CHANNELS + k] * (k % 2 ? vertical : horizontal).flow_unit;
+        each(from, [&](int p, int64_t i, int64_t j) {
+            if (p >= count) return;
+            float *flow = call.flow + (from + p) * 4;
+            for (int k = 0; k < 4; ++k) flow[k] = w->last[p * CHANNELS + k] * (k % 2 ? vertical : horizontal).flow_unit;
+            if (call.velocity) add_flow_of_velocity(call, i, j, flow);
+        });
     }
 }
 
-// Pass 2. Per pixel 95 k multiply-adds, 640 sines, and 16 gathers of 64 channels, half of them from F.
+// Weight of the first warped frame, for the decoder's fourth output m: (1 - t) e^m / ((1 - t) e^m + t e^-m).
+inline float first_frame_weight(float m, float time) {
+    const float against = time * std::exp(-2 * clamp(m, -8.f, 8.f));
+    return (1 - time) / (1 - time + against);
+}
+
+// x in [0, 1] times 255, to the nearest whole number (ties to even, as PyTorch rounds).
+inline uint8_t to_byte(float x) {
+    return uint8_t(std::nearbyint(clamp(x, 0, 1) * 255));
+}
+
+// Pass 2. Per pixel, with the paper's widths, 95 k multiply-adds and 640 sines; 16 gathers of 64 channels, half of them
+// from F, and 2 x 4 or 2 x 16 pixels of the frames.
 template <class I>
 void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
@@ -282,7 +370,7 @@ void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
     const Element *feature = static_cast<const Element *>(call.feature);
     constexpr int stride = Workspace<I>::stride;
     alignas(64) float zeros[CHANNELS] = {}, sample[CHANNELS];
-    float residual[I::tile][3];
+    float warped[I::tile][2][3];
     for (int64_t from = begin; from < end; from += I::tile) {
         const int64_t count = from + I::tile < end ? I::tile : end - from;
         for (int p = 0; p < I::tile; ++p) {
@@ -291,40 +379,50 @@ void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
             const float j = float(call.region.left + pixel % call.region.width);
             float *first = w->first + p * CHANNELS;
             const float *start = call.decoder.start;
-            residual[p][0] = residual[p][1] = residual[p][2] = 0;
             for (int k = 0; k < 2; ++k) {
                 const float u = call.flow ? call.flow[pixel * 4 + 2 * k] : 0;
                 const float v = call.flow ? call.flow[pixel * 4 + 2 * k + 1] : 0;
                 const float y = clamp(vertical.origin + vertical.step * (i + v), -LIMIT, LIMIT);
                 const float x = clamp(horizontal.origin + horizontal.step * (j + u), -LIMIT, LIMIT);
                 if (feature) {
-                    const float row = to_pixels(y, vertical.outputs) - float(call.box.top);
-                    const float column = to_pixels(x, horizontal.outputs) - float(call.box.left);
+                    const float row = to_pixels(y, float(vertical.outputs)) - float(call.box.top);
+                    const float column = to_pixels(x, float(horizontal.outputs)) - float(call.box.left);
                     gather(feature, neighbours(row, column, call.box.height, call.box.width), zeros, sample);
                     convert<I>(sample, w->a + p * stride + k * CHANNELS, CHANNELS);
                 }
-                const float row = to_pixels(y, vertical.inputs), column = to_pixels(x, horizontal.inputs);
                 if (call.maps[k]) {
                     gather(static_cast<const Element *>(call.maps[k]),
-                           neighbours(row, column, vertical.inputs, horizontal.inputs), start, sample);
+                           neighbours(to_pixels(y, vertical.extent), to_pixels(x, horizontal.extent),
+                                      vertical.cell_count, horizontal.cell_count),
+                           start, sample);
                     std::memcpy(first, sample, sizeof sample);
                     start = first;
                 }
-                if (call.frames) {  // the border is repeated
-                    const Neighbours at =
-                        neighbours(clamp(row, 0, float(vertical.inputs - 1)),
-                                   clamp(column, 0, float(horizontal.inputs - 1)), vertical.inputs, horizontal.inputs);
+                if (call.frames) {
                     const float *frame = call.frames + k * vertical.inputs * horizontal.inputs * 3;
-                    const float share = k ? call.time : 1 - call.time;
-                    for (int c = 0; c < 3; ++c) residual[p][c] += share * sample_frame(frame, at, c);
+                    const float row = to_pixels(y, float(vertical.inputs));
+                    const float column = to_pixels(x, float(horizontal.inputs));
+                    if (call.bicubic)
+                        sample_bicubic(frame, row, column, vertical.inputs, horizontal.inputs, warped[p][k]);
+                    else
+                        sample_bilinear<3>(frame, row, column, vertical.inputs, horizontal.inputs, warped[p][k]);
                 }
             }
             if (start != first) std::memcpy(first, start, CHANNELS * sizeof(float));
         }
         siren<I>(call.decoder, *w, feature ? w->a : nullptr, stride, w->last, CHANNELS);
         const int64_t plane = call.region.height * call.region.width;
-        for (int c = 0; c < 3; ++c)
-            for (int p = 0; p < count; ++p) call.rgb[c * plane + from + p] = w->last[p * CHANNELS + c] + residual[p][c];
+        for (int p = 0; p < count; ++p) {
+            float *colour = w->last + p * CHANNELS;
+            if (call.frames) {
+                const float share = call.blend ? first_frame_weight(colour[3], call.time) : 1 - call.time;
+                for (int c = 0; c < 3; ++c) colour[c] += share * warped[p][0][c] + (1 - share) * warped[p][1][c];
+            }
+            for (int c = 0; c < 3; ++c) {
+                if (call.rgb) call.rgb[c * plane + from + p] = colour[c];
+                if (call.pixels) call.pixels[(from + p) * 3 + c] = to_byte(colour[c]);
+            }
+        }
     }
 }
 

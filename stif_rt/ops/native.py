@@ -33,12 +33,16 @@ class Axis(ctypes.Structure):
     _fields_ = (
         ("inputs", c_int64),
         ("outputs", c_int64),
+        ("cell_count", c_int64),
         ("cells", c_void_p),
         ("relative", c_void_p),
         ("positions", c_void_p),
         ("origin", c_float),
         ("step", c_float),
         ("flow_unit", c_float),
+        ("extent", c_float),
+        ("stride", c_float),
+        ("scale", c_float),
     )
 
 
@@ -53,7 +57,9 @@ class Implicit(ctypes.Structure):
         ("box", Box),
         ("nearest_map", c_void_p),
         ("bilinear_map", c_void_p),
+        ("velocity", c_void_p),
         ("relative", c_void_p),
+        ("time", c_float),
         ("first", Siren),
         ("second", Siren),
         ("feature", c_void_p),
@@ -71,9 +77,12 @@ class Decode(ctypes.Structure):
         ("flow", c_void_p),
         ("maps", c_void_p * 2),
         ("frames", c_void_p),
+        ("bicubic", c_int32),
+        ("blend", c_int32),
         ("time", c_float),
         ("decoder", Siren),
         ("rgb", c_void_p),
+        ("pixels", c_void_p),
     )
 
 

@@ -45,46 +45,58 @@ typedef struct {
     const float *start; /* [64]: first layer's bias + time column * t */
 } stif_rt_siren;
 
-/* One axis of the picture; tables run over the output's pixels. */
+/* One axis of the picture; tables run over the output's pixels. The encoder's maps have one cell for every `stride`
+ * pixels of the frames. */
 typedef struct {
-    int64_t inputs, outputs; /* n, N */
-    const int64_t *cells;    /* [N] nearest input pixel */
+    int64_t inputs, outputs; /* n, N: pixels of the frames and of the picture */
+    int64_t cell_count;      /* of the maps: n / stride, rounded up */
+    const int64_t *cells;    /* [N] nearest cell */
     const float *relative;   /* [N] distance from its centre */
-    const float *positions;  /* [N] where the pixel lies, in input pixels */
+    const float *positions;  /* [N] where the pixel lies, in cells */
     float origin, step;      /* base grid of the warp, normalised: origin + step * (pixel + flow) */
     float flow_unit;         /* what the network counts flow in, in output pixels */
+    float extent;            /* cells from edge to edge of the frames: n / stride */
+    float stride;            /* pixels of the frames in a cell */
+    float scale;             /* N / n */
 } stif_rt_axis;
 
 typedef struct {
     int64_t top, left, height, width;
 } stif_rt_box;
 
-/* Pass 1: F = SIF(nearest(nearest_map), relative position), flow = TIF(F, bilinear(bilinear_map)).
- * Without a bilinear map there is no second network: the first one's output is F, or the flow where feature is NULL. */
+/* Pass 1: F = SIF(nearest(nearest_map), relative position), flow = TIF(F, bilinear(bilinear_map)) + the flow that the
+ * velocity v implies at time t: (-t V, (1 - t) V) with V = v(x - (t - 1/2) v(x)).
+ * Without a bilinear map there is no second network: the first one's output is F, or the flow where feature is NULL.
+ * Without a nearest map the feature is given, and only the flow is computed. */
 typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box box;
-    const void *nearest_map;  /* Element [h, w, 64] */
+    const void *nearest_map;  /* Element [h, w, 64] or NULL; h and w are the axes' cell_count */
     const void *bilinear_map; /* Element [h, w, 64] or NULL */
+    const float *velocity;    /* [h, w, 2], x first, in pixels of the frames; or NULL */
     const float *relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
+    float time;               /* t */
     stif_rt_siren first, second;
     void *feature; /* Element [box, 64] or NULL */
     float *flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */
 } stif_rt_implicit;
 
-/* Pass 2: rgb = decoder(F(p0), F(p1), maps[0](p0), maps[1](p1)) + residual, at the positions that the flow points to.
- */
+/* Pass 2: rgb = decoder(F(p0), F(p1), maps[0](p0), maps[1](p1)) + w frame0(p0) + (1 - w) frame1(p1), at the positions
+ * that the flow points to. w = 1 - t; or, with m the decoder's fourth output, (1 - t) e^m / ((1 - t) e^m + t e^-m). */
 typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box region;  /* what is decoded */
     stif_rt_box box;     /* what feature covers */
     const void *feature; /* Element [box, 64] or NULL */
     const float *flow;   /* [region, 4] or NULL for none */
-    const void *maps[2]; /* Element [h, w, 64] or NULL */
-    const float *frames; /* [2, h, w, 3] or NULL for no residual */
-    float time;          /* share of the second frame in the residual */
+    const void *maps[2]; /* Element [h, w, 64] or NULL; h and w are the axes' cell_count */
+    const float *frames; /* [2, inputs, inputs, 3] or NULL for no residual */
+    int32_t bicubic;     /* whether frames are read by cubic convolution; else bilinearly */
+    int32_t blend;       /* whether the decoder's fourth output weights the frames; else the time alone does */
+    float time;          /* t */
     stif_rt_siren decoder;
-    float *rgb; /* [3, region] */
+    float *rgb;      /* [3, region], not clamped; or NULL */
+    uint8_t *pixels; /* [region, 3], clamped to [0, 1] and rounded to 255 steps; or NULL */
 } stif_rt_decode;
 
 /* Modulated deformable 3x3 convolution of one channels-last image; see stif_rt/ops/deform_conv/reference.py. */
