@@ -9,12 +9,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from stif_rt.geometry import Axis, Box, Geometry
+from stif_rt.geometry import Axis, Box, Geometry, cell_count
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit.interface import Projections, unsupported
+from stif_rt.ops.implicit.interface import Projections
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
@@ -26,7 +26,7 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
     if device.type != "cpu":
         return f"it runs on CPUs, not on {device}"
     chosen = native.choose(dtype)
-    return chosen if isinstance(chosen, str) else unsupported(config, FIELDS)
+    return chosen if isinstance(chosen, str) else None
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CpuKernels":
@@ -85,12 +85,20 @@ class CpuKernels:
     ) -> tuple[Tensor | None, Tensor | None]:
         if self._first is None:
             return None, None
-        shape = (*times.shape, box.height, box.width)
-        feature = None if self.weights.sif is None else torch.empty(*shape, CHANNELS, dtype=self.dtype, device="cpu")
-        flow = None if self.weights.tif is None else torch.empty(*shape, 4, dtype=torch.float32, device="cpu")
+        size, known = (box.height, box.width), feature is not None
+        if known:
+            feature = feature.contiguous()
+        elif self.weights.sif is not None:
+            counts = times.shape if self.weights.config.sif_time else (len(times), 1)
+            feature = torch.empty(*counts, *size, CHANNELS, dtype=self.dtype, device="cpu")
+        flow = None if self.weights.tif is None else torch.empty(*times.shape, *size, 4, device="cpu")
         nearest = projections.tif if self.weights.sif is None else projections.sif
         bilinear = projections.tif if self._second is not None else ()
         for b, t in _indices(times):
+            time_of_feature = t if feature is None else min(t, feature.shape[1] - 1)
+            computed = not known and time_of_feature == t
+            if not computed and flow is None:
+                continue
             first, _keep_first = self._first.at(times[b, t], geometry)
             second, _keep_second = native.Siren(), None
             if self._second is not None:
@@ -99,12 +107,14 @@ class CpuKernels:
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
                 native.Box(*box),
-                native.pointer(nearest[0], b),
+                native.pointer(nearest[0], b) if computed else None,
                 native.pointer(bilinear[0], b) if bilinear else None,
+                native.pointer(projections.velocity, b),
                 self._relative.data_ptr(),
+                float(times[b, t]),
                 first,
                 second,
-                native.pointer(feature, b, t),
+                native.pointer(feature, b, time_of_feature),
                 native.pointer(flow, b, t),
             )
             self._library.run("implicit", self._isa, call)
@@ -119,8 +129,12 @@ class CpuKernels:
         geometry: Geometry,
         region: Box,
         box: Box,
+        output: torch.dtype = torch.float32,
     ) -> Tensor:
-        rgb = torch.empty(*times.shape, 3, region.height, region.width, dtype=torch.float32, device="cpu")
+        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
+        size, as_bytes, config = (region.height, region.width), output == torch.uint8, self.weights.config
+        shape = (*times.shape, *size, 3) if as_bytes else (*times.shape, 3, *size)
+        out = torch.empty(shape, dtype=output, device="cpu")
         feature = None if feature is None else feature.contiguous()
         flow = None if flow is None else flow.contiguous()
         for b, t in _indices(times):
@@ -130,16 +144,19 @@ class CpuKernels:
                 _axis(geometry.horizontal),
                 native.Box(*region),
                 native.Box(*box),
-                native.pointer(feature, b, t),
+                None if feature is None else native.pointer(feature, b, min(t, feature.shape[1] - 1)),
                 native.pointer(flow, b, t),
                 (ctypes.c_void_p * 2)(*(native.pointer(positions, b) for positions in projections.decoder)),
-                native.pointer(projections.frames, b) if self.weights.config.residual else None,
+                native.pointer(projections.frames, b) if config.residual else None,
+                config.bicubic,
+                config.blend,
                 float(times[b, t]),
                 decoder,
-                native.pointer(rgb, b, t),
+                None if as_bytes else native.pointer(out, b, t),
+                native.pointer(out, b, t) if as_bytes else None,
             )
             self._library.run("decode", self._isa, call)
-        return rgb
+        return out
 
 
 def _indices(times: Tensor) -> list[tuple[int, int]]:
@@ -150,10 +167,14 @@ def _axis(axis: Axis) -> native.Axis:
     return native.Axis(
         axis.inputs,
         axis.outputs,
+        cell_count(axis.inputs, axis.stride),
         axis.cells.data_ptr(),
         axis.relative.data_ptr(),
         axis.positions.data_ptr(),
         axis.origin,
         axis.step,
         axis.flow_unit,
+        axis.extent,
+        axis.stride,
+        axis.scale,
     )
