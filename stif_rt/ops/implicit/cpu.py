@@ -18,9 +18,6 @@ from stif_rt.ops.implicit.interface import Projections
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
-FIELDS: tuple[str, ...] = ()
-"""Fields of the configuration beyond the paper's that the kernels compute, whatever their values."""
-
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
@@ -91,7 +88,9 @@ class CpuKernels:
         elif self.weights.sif is not None:
             counts = times.shape if self.weights.config.sif_time else (len(times), 1)
             feature = torch.empty(*counts, *size, CHANNELS, dtype=self.dtype, device="cpu")
-        flow = None if self.weights.tif is None else torch.empty(*times.shape, *size, 4, device="cpu")
+        flow = (
+            None if self.weights.tif is None else torch.empty(*times.shape, *size, 4, dtype=torch.float32, device="cpu")
+        )
         nearest = projections.tif if self.weights.sif is None else projections.sif
         bilinear = projections.tif if self._second is not None else ()
         for b, t in _indices(times):
