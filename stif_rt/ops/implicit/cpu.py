@@ -83,7 +83,7 @@ class CpuKernels:
         if self._first is None:
             return None, None
         size, known = (box.height, box.width), feature is not None
-        if known:
+        if feature is not None:
             feature = feature.contiguous()
         elif self.weights.sif is not None:
             counts = times.shape if self.weights.config.sif_time else (len(times), 1)
