@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.interface import SCALE, Method, Size
 from benchmarks.measure import (
     Line,
     Loaded,
@@ -31,14 +32,16 @@ from benchmarks.measure import (
     progress_bar,
     write_csv,
 )
-from benchmarks.methods import METHODS, SCALE, Method, Size
+from benchmarks.methods import METHODS, find_method
 from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
+from benchmarks.two_stage import ENLARGERS, INTERPOLATORS
 from stif_rt.cli.options import parse_size
 from stif_rt.timing import laps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)
+TWO_STAGES = f"one of {', '.join(INTERPOLATORS)}, +, one of {', '.join(ENLARGERS)}"
 FLOAT32, AUTO, NONE = ["float32"], ["auto"], list[str]()
 PAPER_SIZE, QUICK_SIZE = "320x180", "48x32"
 QUICK_SECONDS = 150
@@ -55,7 +58,10 @@ def figure3(
         str | None, typer.Option(help=f"Input size WIDTHxHEIGHT, else {PAPER_SIZE}; multiples of 4.")
     ] = None,
     time_scale: Annotated[list[int], typer.Option(min=1, help="Repeat for several.")] = TIME_SCALES,
-    method: Annotated[list[str], typer.Option(help=f"Repeat for several of {', '.join(METHODS)}.")] = ALL_METHODS,
+    method: Annotated[
+        list[str],
+        typer.Option(help=f"Repeat for several of {', '.join(METHODS)}, or other two stages: {TWO_STAGES}."),
+    ] = ALL_METHODS,
     dtype: Annotated[list[str], typer.Option(help="Repeat for several.")] = FLOAT32,
     kernels: Annotated[list[str], typer.Option(help="stif-rt's backends; repeat for several.")] = AUTO,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -207,7 +213,7 @@ def ratio(results: Results, line: Line, best: Line, time_scale: int) -> str:
 
 def apart(results: Results, line: Line) -> str | None:
     samples = [sample for sample in results.find(line) if "error" not in sample]
-    if not samples or not METHODS[line.method][1].streams:
+    if not samples or not find_method(line.method)[1].streams:
         return None
     encode = median([sample["encode"] for sample in samples])
     frame = median([sum(sample["frames"]) / len(sample["frames"]) for sample in samples])

@@ -18,6 +18,7 @@ import torch
 import typer
 
 from benchmarks.figure3 import AUTO, FLOAT32, NONE, PAPER_SIZE, QUICK_SIZE, input_size
+from benchmarks.interface import Method, Size
 from benchmarks.measure import (
     Line,
     Loaded,
@@ -33,7 +34,6 @@ from benchmarks.measure import (
     progress_bar,
     write_csv,
 )
-from benchmarks.methods import Method, Size
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
 from stif_rt.timing import laps
 

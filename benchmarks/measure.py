@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.methods import METHODS, Method, Setup, Unsupported
+from benchmarks.interface import Method, Setup, Unsupported
+from benchmarks.methods import METHODS, find_method
 from benchmarks.peers import PEERS
 from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.files import write_whole
@@ -45,15 +46,16 @@ class Line:
     @property
     def label(self) -> str:
         backend = f" ({self.kernels})" if self.kernels else ""
-        return f"{METHODS[self.method][0]}{backend}, {self.dtype}"
+        return f"{find_method(self.method)[0]}{backend}, {self.dtype}"
 
 
 def plan(methods: list[str], dtypes: list[str], kernels: list[str], device: torch.device) -> list[Line]:
     """All combinations, each once. Raises ValueError for unknown names."""
-    for kind, given, known in (("method", methods, METHODS), ("dtype", dtypes, DTYPES)):
-        for name in given:
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}; there are: {', '.join(known)}")
+    for name in methods:
+        find_method(name)
+    for name in dtypes:
+        if name not in DTYPES:
+            raise ValueError(f"unknown dtype {name!r}; there are: {', '.join(DTYPES)}")
     lines = []
     for method in methods:
         for dtype in dtypes:
@@ -81,7 +83,7 @@ class Loaded:
         if line not in self._methods:
             kernels = line.kernels or "auto"
             setup = Setup(self.device, parse_dtype(line.dtype), kernels, self.compile, self.weights)
-            self._methods[line] = METHODS[line.method][1](setup)
+            self._methods[line] = find_method(line.method)[1](setup)
         return self._methods[line]
 
     def warm_up(self, line: Line, work: Callable[[], object]) -> None:
@@ -134,9 +136,10 @@ class Results:
         return sample
 
     def lines(self) -> list[Line]:
-        """All lines with samples, in the order of METHODS."""
+        """All lines with samples, in the order of METHODS, then two-stage ones by name."""
         found = {Line(s["method"], s["dtype"], s["kernels"]) for s in self.samples}
-        return sorted(found, key=lambda line: (list(METHODS).index(line.method), line.dtype, line.kernels))
+        order = {name: number for number, name in enumerate(METHODS)}
+        return sorted(found, key=lambda line: (order.get(line.method, len(order)), *asdict(line).values()))
 
     def save(self) -> None:
         write_whole(self.path, json.dumps(self.content, indent=1) + "\n")

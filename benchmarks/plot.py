@@ -26,7 +26,9 @@ STYLES = {
     "super_slomo+edvr": ("#9467bd", "v"),
     "bicubic": ("#7f7f7f", "."),
 }
-"""Colour and marker of each method."""
+"""Colour and marker of each method of the paper's figure."""
+OTHER_STYLES = [(colour, marker) for marker in "P*X<>h" for colour in ("#8c564b", "#e377c2", "#bcbd22", "#17becf")]
+"""Those of other two-stage methods, in turn."""
 DASHES = ("-", "--", ":", "-.")
 
 plt.rcParams |= {
@@ -45,9 +47,11 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
 
 def line_styles(lines: list[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Colour and marker say the method, dashes which of its dtypes and backends."""
+    others = [name for name in dict.fromkeys(line.method for line in lines) if name not in STYLES]
+    styles = STYLES | dict(zip(others, OTHER_STYLES, strict=False))
     for line in lines:
         variant = [other for other in lines if other.method == line.method].index(line)
-        colour, marker = STYLES[line.method]
+        colour, marker = styles[line.method]
         dash = DASHES[variant % len(DASHES)]
         yield line, {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4}
 

@@ -12,8 +12,9 @@ import torch
 from helpers.command_line import call
 
 from benchmarks import figure3, growth, measure
+from benchmarks.interface import Setup, Unsupported
 from benchmarks.measure import Line, Results, free_memory, survivable
-from benchmarks.methods import METHODS, Setup, Unsupported
+from benchmarks.methods import METHODS
 from stif_rt import speed as speed_module
 from stif_rt.cli import bench
 from stif_rt.ops.implicit import BACKENDS
@@ -58,10 +59,12 @@ def test_peers_make_the_frames_that_are_asked_for(methods):
     torch.testing.assert_close(torch.stack(frames(methods, "tmnet", 4)), tmnet.network(FRAMES, times)[0, :4])
 
     padded = torch.nn.functional.pad(FRAMES[0], (0, 20, 0, 24), mode="replicate")[None]
-    middle = both.slomo(padded, [0.5])[:, 0, :, :8, :12]
+    middle = both.interpolation.network(padded, [0.5])[:, 0, :, :8, :12].clamp(0, 1)
     first, second = FRAMES.unbind(1)
     window = torch.stack((*[first] * 4, middle, second, second), 1)
-    torch.testing.assert_close(frames(methods, "super_slomo+edvr", 2)[0], both.edvr(window)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        frames(methods, "super_slomo+edvr", 2)[0], both.enlarger.network(window)[0], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_what_a_method_cannot_do_is_said(methods, monkeypatch):

@@ -299,7 +299,7 @@ def test_interpolators_are_alike(name):
 @torch.no_grad()
 def test_what_neighbouring_pairs_share_is_computed_once(monkeypatch):
     """A clip of five frames: QVI's flows and features, of which the second pair needs two and one more."""
-    network, memory, calls = peer("qvi"), Memory(), []
+    network, memory, calls = peer("qvi"), Memory(PEERS["qvi"].build.remembered), []
 
     def counted(name, function, *given):
         calls.append(name)

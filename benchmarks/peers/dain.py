@@ -168,6 +168,7 @@ class DAIN(Interpolator):
     """Frames whose sides are multiples of 64 run as they are, others padded as the published programs do."""
 
     label = "DAIN"
+    remembered = 2
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """What all interpolators have in common: two inner frames, times between them, pictures of the frames' own size."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,27 +17,28 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Memory:
-    """Calls functions and remembers their last results: neighbouring pairs of a clip share frames and flows."""
+    """Calls functions and remembers what the last ones returned for the same tensors.
 
-    def __init__(self, most: int = 12) -> None:
-        self.most = most
-        self.known: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
+    Neighbouring pairs of a clip share frames and flows, and two-stage methods their first stage.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.known: deque[tuple[Callable[..., Any], tuple[Any, ...], Any]] = deque(maxlen=most)
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         for index, (known, given, result) in enumerate(self.known):
             if known == function and len(given) == len(arguments) and all(map(_same, given, arguments)):
-                self.known.append(self.known.pop(index))
+                del self.known[index]
+                self.known.append((known, given, result))  # the last one to be forgotten
                 return result
         result = function(*arguments)
-        self.known = [*self.known, (function, arguments, result)][-self.most :]
+        self.known.append((function, arguments, result))
         return result
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether tensors or sizes are equal; of anything else, whether it is the same object."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and torch.equal(a, b))
-    return a is b or (isinstance(a, tuple) and a == b)
+    """Whether it is the same object, or an equal tensor."""
+    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b))
 
 
 class Pair(NamedTuple):
@@ -58,6 +60,8 @@ class Interpolator(nn.Module):
     label = "an interpolator"
     counts: tuple[int, ...] = (2,)
     """How many frames it takes: the two, or with others around them."""
+    remembered = 0
+    """How many of its last calls the next pair of a clip may need again."""
 
     def padding(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Pixels to add at left, right, top and bottom, repeating the border."""

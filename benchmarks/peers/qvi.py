@@ -66,6 +66,7 @@ class QVI(Interpolator):
 
     label = "QVI"
     counts = 4, 2
+    remembered = 12
 
     def __init__(self, aligned_corners: bool = True) -> None:
         super().__init__()
@@ -87,12 +88,12 @@ class QVI(Interpolator):
             raise ValueError(
                 f"QVI needs frames of {SMALLEST}x{SMALLEST} pixels or more, not {frames.shape[-1]}x{frames.shape[-2]}"
             )
-        size = int(frames.shape[-2]), int(frames.shape[-1])
         shifted = frames - self.means
-        features = [call(self.features, frame) for frame in frames.unbind(1)]
+        each = frames.unbind(1)
+        features = [call(self.features, frame) for frame in each]
 
         def flow(a: int, b: int) -> Tensor:
-            return call(self.flow, features[a], features[b], size)
+            return call(self.flow, features[a], features[b], each[a])
 
         if frames.shape[1] == 2:
             return Motion(shifted, None, flow(0, 1), flow(1, 0), None)
@@ -104,11 +105,11 @@ class QVI(Interpolator):
         frame = F.interpolate(frame - self.means, size=size, mode="bilinear", align_corners=False)
         return self.flownet.features(frame)
 
-    def flow(self, a: list[Tensor], b: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """[B, 2, h, w]: where each point of a frame of that size is in another, in pixels."""
+    def flow(self, a: list[Tensor], b: list[Tensor], frame: Tensor) -> Tensor:
+        """[B, 2, h, w]: where each point of a frame is in another, in pixels, from the features of both."""
         quarter = self.flownet.flow(a, b)
-        flow = F.interpolate(quarter, size=size, mode="bilinear", align_corners=False) * UNIT
-        h, w = size
+        h, w = frame.shape[-2:]
+        flow = F.interpolate(quarter, size=(h, w), mode="bilinear", align_corners=False) * UNIT
         scale = flow.new_tensor((w / (4 * quarter.shape[-1]), h / (4 * quarter.shape[-2])))
         return flow * scale.view(2, 1, 1)
 
