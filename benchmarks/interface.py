@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import PEERS, load_peer
+from stif_rt.evaluation.published import WEIGHTS
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.encoder import DeformableConv
 
@@ -48,9 +49,8 @@ class Setup:
             path = self.weights[name]
             return load_model(path) if name == "stif" else load_peer(name, path)
         if not self.random:
-            raise ValueError(
-                f"{PEERS[name].label} needs weights: give --weights {name}=FILE, published as {PEERS[name].file}"
-            )
+            label, file = PEERS[name].label, WEIGHTS[name]
+            raise ValueError(f"{label} needs weights: give --weights {name}=FILE, published as {file}")
         torch.manual_seed(0)
         network = PEERS[name].build()
         for module in network.modules():  # untrained ones would read at whole pixels, which trained ones do not

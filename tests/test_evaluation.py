@@ -23,7 +23,7 @@ from stif_rt.data.resize import degrade
 from stif_rt.evaluation import tables
 from stif_rt.evaluation.methods import BASELINE, Group, bicubic, external, ours, predictions
 from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
-from stif_rt.evaluation.protocol import Result, evaluate, groups, summarise
+from stif_rt.evaluation.protocol import Result, evaluate, groups, render, summarise
 from stif_rt.evaluation.run import Plan, run_evaluation
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
@@ -305,7 +305,8 @@ def test_strip_shows_the_place_that_moves(tmp_path):
     frames[2, 128:, 256:] = 200
     group = next(groups([Clip("c", frames, [(0, 3)])], 3, 4, 1))
     truth = Group("c", 0, 4, group.inputs, group.truth)
-    path = tables.write_strip(tmp_path, truth, {"this": lambda g: g.truth + 0.2})
+    pictures = {BASELINE: render(truth, bicubic, BASELINE), "this": dict(enumerate(truth.truth + 0.2))}
+    path = tables.write_strip(tmp_path, truth, pictures)
     image = read_image(path)
     assert path.name == "strip_c_x4_3.png"
     assert image.shape == (128, 4 * 128, 3)
@@ -405,7 +406,7 @@ def test_tables_and_strips(evaluated, monkeypatch, capsys, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "3"], "1, 2"),
+        (["--table", "6"], "1, 2, 3, 4, 5"),
         (["--table", "1", "--scale", "2"], "either"),
         (["--predictions", "folder"], "NAME="),
         (["--predictions", "x=no-such-folder"], "there is no folder no-such-folder"),

@@ -17,6 +17,7 @@ from benchmarks.peers import basicvsr, dain, liif, qvi, super_slomo
 from benchmarks.peers.edvr import EDVR
 from benchmarks.peers.tmnet import TMNet
 from benchmarks.peers.zooming_slowmo import ZoomingSlowMo
+from stif_rt.evaluation.published import WEIGHTS
 from stif_rt.model.checkpoints import check_parameters, parameters_of, read_checkpoint, read_content
 from stif_rt.model.stif import STIF
 
@@ -25,15 +26,14 @@ from stif_rt.model.stif import STIF
 class Peer:
     """A network of the paper's tables.
 
-    paper: millions of parameters in the paper's Table 1. remark: what explains the difference. file: what its authors
-    call the published weights. unpack: finds the parameters in such a file's content.
+    paper: millions of parameters in the paper's Table 1. remark: what explains the difference. unpack: finds the
+    parameters in the content of a file as its authors publish it.
     """
 
     label: str
     build: Callable[[], nn.Module]
     paper: float | None
     remark: str
-    file: str
     unpack: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
 
@@ -43,25 +43,22 @@ PEERS = {
         STIF,
         11.31,
         "counts 334,083 parameters of Zooming SlowMo's head, which STIF never runs",
-        "latest_G.pth",
     ),
-    "zooming_slowmo": Peer("Zooming SlowMo", ZoomingSlowMo, 11.10, "equal", "xiang2020zooming.pth"),
-    "tmnet": Peer("TMNet", TMNet, 12.26, "equal", "tmnet_multiple_frames.pth"),
+    "zooming_slowmo": Peer("Zooming SlowMo", ZoomingSlowMo, 11.10, "equal"),
+    "tmnet": Peer("TMNet", TMNet, 12.26, "equal"),
     "super_slomo": Peer(
         "Super SloMo",
         super_slomo.SuperSloMo,
         19.8,
         "the paper counts one of its two U-Nets; running it needs both",
-        "SuperSloMo.ckpt",
         super_slomo.published_parameters,
     ),
-    "qvi": Peer("QVI", qvi.QVI, 29.2, "equal", "model.pt"),
+    "qvi": Peer("QVI", qvi.QVI, 29.2, "equal"),
     "dain": Peer(
         "DAIN",
         dain.DAIN,
         24.0,
         "equal; 66 of them never run, and 14,144 stored statistics are not counted",
-        "best.pth",
         dain.published_parameters,
     ),
     "edvr": Peer(
@@ -69,14 +66,12 @@ PEERS = {
         EDVR,
         20.7,
         "equal: the large model for Vimeo-90K (128 channels, 7 frames)",
-        "EDVR_L_x4_SR_Vimeo90K_official-162b54e4.pth",
     ),
     "basicvsr": Peer(
         "BasicVSR",
         basicvsr.BasicVSR,
         6.3,
         "equal: 64 channels, 30 blocks, SPyNet included",
-        "BasicVSR_Vimeo90K_BIx4-2a29695a.pth",
         basicvsr.published_parameters,
     ),
     "liif_edsr": Peer(
@@ -84,7 +79,6 @@ PEERS = {
         liif.liif_edsr,
         None,
         "not in Table 1; its authors say 1.6 M, 24 of which never run",
-        "edsr-baseline-liif.pth",
         liif.published_parameters,
     ),
     "liif_rdn": Peer(
@@ -92,7 +86,6 @@ PEERS = {
         liif.liif_rdn,
         None,
         "not in Table 1; its authors say 22.3 M",
-        "rdn-liif.pth",
         liif.published_parameters,
     ),
 }
@@ -125,7 +118,7 @@ def load_peer(name: str, path: Path) -> nn.Module:
             state = parameters_of(path, peer.unpack(content) if isinstance(content, Mapping) else content)
         except ValueError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
-            raise ValueError(f"{message} (wanted: {peer.label}, published as {peer.file})") from error
+            raise ValueError(f"{message} (wanted: {peer.label}, published as {WEIGHTS[name]})") from error
     check_parameters(path, network.state_dict(), state, peer.label)
     network.load_state_dict(state)
     return network

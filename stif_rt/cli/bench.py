@@ -1,7 +1,5 @@
 """``stif-rt bench``."""
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stif_rt.checkout import import_benchmarks
 from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, parse_size
 from stif_rt.cli.terminal import console
 from stif_rt.runtime import output_size
@@ -58,15 +57,7 @@ def forward_to(module: str) -> Any:
     """A command of the source checkout's ``benchmarks`` folder, which no wheel holds."""
 
     def command(context: typer.Context) -> None:
-        checkout = Path(__file__).resolve().parents[2]
-        if not (checkout / "benchmarks" / f"{module}.py").is_file():
-            raise ValueError(
-                f"bench {module} needs the source code of stif-rt, whose benchmarks folder is not in {checkout}: "
-                f"check it out, install it with pip install --editable '.[bench]', and run it there"
-            )
-        if str(checkout) not in sys.path:
-            sys.path.insert(0, str(checkout))
-        found = importlib.import_module(f"benchmarks.{module}")
+        found = import_benchmarks(module, f"bench {module}", Path(__file__).resolve().parents[1])
         found.app(context.args, prog_name=f"stif-rt bench {module}", standalone_mode=False)
 
     return command

@@ -1,5 +1,6 @@
 """``stif-rt eval``."""
 
+import itertools
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -10,15 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stif_rt.cli.options import MAX_CACHE, Device, Dtype, EncoderOption, KernelsOption, MaxCache, Weights, parse_bytes
+from stif_rt.cli.options import MAX_CACHE, NETWORK, Device, Dtype, EncoderOption, KernelsOption, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.datasets import DATASETS, load_dataset
-from stif_rt.evaluation.methods import BASELINE, Method, external, ours, predictions
+from stif_rt.evaluation.methods import BASELINE, OURS, Method, Peers, external, ours, predictions
 from stif_rt.evaluation.metrics import Window
+from stif_rt.evaluation.paper import Reproduction
 from stif_rt.evaluation.protocol import Mean, summarise
+from stif_rt.evaluation.published import WEIGHTS
 from stif_rt.evaluation.run import Plan, run_evaluation
-from stif_rt.evaluation.tables import TABLES, write
-from stif_rt.runtime import Runtime
+from stif_rt.evaluation.tables import write
+from stif_rt.runtime import Runtime, choose_device
 
 
 class SSIM(str, Enum):
@@ -36,7 +39,7 @@ def evaluate(
     max_cache: MaxCache = MAX_CACHE,
     dataset: Annotated[str | None, typer.Option(help=f"Take the test split of {', '.join(DATASETS)}.")] = None,
     table: Annotated[
-        int | None, typer.Option(help="Scales and lengths of the paper's table 1 or 2; all groups, with SSIM.")
+        int | None, typer.Option(help="One of the paper's tables, 1 to 5: its scales, lengths, rows; all groups, SSIM.")
     ] = None,
     scale: Annotated[
         list[float] | None, typer.Option(min=0.1, help="Spatial scale, 4 unless given; repeatable.")
@@ -60,9 +63,20 @@ def evaluate(
         typer.Option("--predictions", help="NAME=FOLDER of frames made elsewhere, FOLDER/CLIP/NUMBER.png. Repeatable."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="NAME=module:function, another network to be scored. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="NAME=module:function, another network; or one of the paper's, in a source checkout: tmnet, "
+            "zooming_slowmo, INTERPOLATOR+ENLARGER such as dain+basicvsr. Repeatable."
+        ),
     ] = None,
-    weights: Weights = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A .pth or .safetensors file, or a bundle, else the bundled ones; NAME=FILE for another network, NAME "
+            f"one of {', '.join(WEIGHTS)}. Repeatable.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: KernelsOption = "auto",
@@ -70,40 +84,62 @@ def evaluate(
 ) -> None:
     """PSNR and SSIM on clips, beside bicubic up-scaling with linear blending. docs/evaluation.md explains it."""
     most_bytes = parse_bytes(max_cache, "--max-cache")
-    lengths, scales = tuple(dict.fromkeys(window or (3,))), tuple(dict.fromkeys(scale or (4.0,)))
-    most = windows or None
-    if table is not None:
-        if table not in TABLES:
-            raise ValueError(f"--table {table}: there are {', '.join(map(str, TABLES))}")
+    plan = Plan(dict.fromkeys(window or (3,)), dict.fromkeys(scale or (4.0,)), windows or None, SSIM_WINDOWS[ssim])
+    paper = None if table is None else Reproduction(table, dataset)
+    if paper is not None:
         if window or scale:
             raise ValueError("--table sets --window and --scale: give either")
-        lengths, scales = TABLES[table]
-        if table == 1 and dataset is not None:  # Vid4: single-frame interpolation; the others: x8
-            lengths = (3,) if dataset == "vid4" else (9,)
-        most, ssim = None, SSIM.gaussian if ssim == SSIM.none else ssim
-    runtime = Runtime.load(weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
-    methods: dict[str, Method] = {"this": ours(runtime)}
+        plan = Plan(paper.lengths, paper.scales, None, plan.ssim or "gaussian")
+    files = parse_weights(weights or [])
+
+    def model(file: Path | None) -> Method:
+        return ours(Runtime.load(file, device=device, dtype=dtype, kernels=kernels, encoder=encoder))
+
+    peers = Peers(files, choose_device(device))
+    methods: dict[str, Method] = {OURS: model(files.get("stif"))}
     for given in prediction or []:
         name, folder = named(given, "--predictions", methods)
         methods[name] = predictions(Path(folder))
     for given in method or []:
-        name, target = named(given, "--method", methods)
-        methods[name] = external(target)
+        if "=" in given or ":" in given:
+            name, target = named(given, "--method", methods)
+            methods[name] = external(target)
+        else:
+            methods[given] = peers(given)
+    if paper is not None:
+        methods = paper.add_methods(methods, files, model, peers)
     clips = load_dataset(dataset, data, cache, downscale, most_bytes)
-    plan = Plan(lengths, scales, most, SSIM_WINDOWS[ssim])
     with progress_bar() as progress:
         task = progress.add_task("groups", total=plan.count(clips))
-        results = run_evaluation(clips, methods, plan, output, lambda: progress.advance(task))
+        results = run_evaluation(clips, methods, plan, output, lambda: progress.advance(task), paper)
     means = summarise(results)
+    text = "" if paper is None else paper.markdown(results)
     if output is not None:
-        write(output, results, means, dataset)
+        write(output, results, means, dataset, text)
         console.print(f"wrote results.md, results.csv, results.json and strips to {output}", markup=False)
-    for factor in scales:
-        for length in lengths:
+    if paper is not None:
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        return
+    for factor in plan.scales:
+        for length in plan.lengths:
             if part := [mean for mean in means if (mean.scale, mean.length) == (factor, length)]:
                 show_means(part, factor, length)
             else:
                 console.print(f"no clip has {length} frames without a scene cut: left out")
+
+
+def parse_weights(texts: list[str]) -> dict[str, Path]:
+    """Files by network, ``stif`` where none is named."""
+    files = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if equals and name not in WEIGHTS and not Path(text).exists():
+            raise ValueError(f"--weights {text}: no network {name!r}; there are {', '.join(WEIGHTS)}")
+        name, path = (name, Path(file)) if equals and name in WEIGHTS else ("stif", Path(text))
+        if not path.exists():
+            raise FileNotFoundError(f"--weights {text}: {path} does not exist")
+        files[name] = path
+    return files
 
 
 def named(given: str, option: str, taken: Iterable[str]) -> tuple[str, str]:
@@ -119,10 +155,11 @@ def show_means(means: list[Mean], scale: float, length: int) -> None:
     title = f"RGB PSNR, dB (gain): space x{scale:g}, groups of {length} frames"
     columns = ("windows", "number", "frames", *map(escape, methods))  # names may look like rich's markup
     table = Table(*columns, title=title, title_justify="left")
-    for first in range(0, len(means), len(methods)):
-        row = means[first : first + len(methods)]  # the baseline and every method on the same frames
-        if length > 3 or row[0].frames != "center":  # of three frames, center is the average
-            name = row[0].windows if row[0].clip is None else f"{row[0].windows}, {row[0].clip}"
-            gains = [f"{mean.psnr:.2f} ({mean.psnr - row[0].psnr:+.2f})" for mean in row[1:]]
-            table.add_row(escape(name), str(row[0].number), row[0].frames, f"{row[0].psnr:.2f}", *gains)
+    for (windows, clip, frames), part in itertools.groupby(means, lambda mean: (mean.windows, mean.clip, mean.frames)):
+        row = {mean.method: mean for mean in part}  # the baseline and every method on the same frames
+        if length > 3 or frames != "center":  # of three frames, center is the average
+            base = row[BASELINE]
+            gains = [f"{row[name].psnr:.2f} ({row[name].psnr - base.psnr:+.2f})" for name in methods[1:]]
+            name = windows if clip is None else f"{windows}, {clip}"
+            table.add_row(escape(name), str(base.number), frames, f"{base.psnr:.2f}", *gains)
     Console().print(table)

@@ -1,19 +1,23 @@
 """What is scored. A method is a function from a pair of frames to the pictures between them.
 
-To score another network, write such a function and name it: ``stif-rt eval --method NAME=module:function``.
+To score another network, write such a function and name it: ``stif-rt eval --method NAME=module:function``. Those that
+the paper compares with are in the folder ``benchmarks`` of a source checkout.
 """
 
+import functools
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from stif_rt.checkout import import_benchmarks
 from stif_rt.data.clips import readable_name
 from stif_rt.data.frame_cache import visible_images
 from stif_rt.data.resize import imresize
@@ -21,6 +25,8 @@ from stif_rt.runtime import Runtime
 from stif_rt.video.reader import read_image
 
 BASELINE = "bicubic + blend"
+OURS = "this"
+"""The model that is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,9 @@ class Group:
     """Frames that are rendered from two of them.
 
     clip: name. first: number of the first frame in the clip. scale: spatial. inputs: [2, 3, h, w], the first and the
-    last frame made small. truth: [N, 3, H, W]. Both RGB in [0, 1].
+    last frame made small. truth: [N, 3, H, W]. outer: [2, 3, h, w], made small likewise, the frames as far before the
+    first and after the last as these are apart; None where the clip has not both. All RGB in [0, 1].
+    numbers: which frames of the group truth holds, of nine for instance (0, 4, 8); None for all.
     """
 
     clip: str
@@ -36,10 +44,20 @@ class Group:
     scale: float
     inputs: Tensor
     truth: Tensor
+    outer: Tensor | None = None
+    numbers: tuple[int, ...] | None = None
+
+    def only(self, numbers: Sequence[int]) -> "Group":
+        """The same inputs, and some of the frames, the last one among them."""
+        return replace(self, truth=self.truth[list(numbers)], numbers=tuple(numbers))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return tuple(range(len(self.truth))) if self.numbers is None else self.numbers
 
     @property
     def times(self) -> list[float]:
-        return [n / (len(self.truth) - 1) for n in range(len(self.truth))]
+        return [n / self.positions[-1] for n in self.positions]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +101,7 @@ def predictions(folder: Path) -> Method:
         if group.clip not in files:
             files[group.clip] = _numbered(folder, group.clip)
         pictures = []
-        for number in range(group.first, group.first + len(group.truth)):
+        for number in (group.first + position for position in group.positions):
             path = files[group.clip].get(number)
             if path is None:
                 raise FileNotFoundError(f"{folder / group.clip} has no frame {number}, such as {number:06d}.png")
@@ -142,3 +160,37 @@ def external(target: str) -> Method:
         return out.float().cpu()
 
     return call
+
+
+class Peers:
+    """The methods that the paper compares with, by name. They share networks, and what a pair or clip has in common."""
+
+    def __init__(self, weights: Mapping[str, Path], device: torch.device) -> None:
+        self.weights, self.device = weights, device
+
+    @staticmethod
+    def _module(name: str, wanted_for: str) -> Any:
+        return import_benchmarks(name, wanted_for, Path(__file__).resolve().parents[1])
+
+    @functools.cached_property
+    def setup(self) -> Any:
+        interface = self._module("interface", "a network of the paper's tables")
+        return interface.Setup(self.device, weights=dict(self.weights), random=False, remember=True)
+
+    def __call__(self, name: str) -> Method:
+        """``tmnet``, ``dain+basicvsr`` and the like, in float32.
+
+        Raises ValueError for an unknown name, without weights for it, or where this is not a source checkout.
+        """
+        method = self._module("methods", f"--method {name}").find_method(name).build(self.setup)
+
+        @torch.inference_mode()
+        def render(group: Group) -> Tensor:
+            frames = group.inputs
+            if method.inputs == 4 and group.outer is not None:
+                frames = torch.cat((group.outer[:1], frames, group.outer[1:]))
+            pair = method.encode(frames[None].to(self.device))
+            pictures = method.at(pair, group.times, group.size)
+            return torch.stack([picture.reshape(3, *group.size).float().cpu() for picture in pictures])
+
+        return render

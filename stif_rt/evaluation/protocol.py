@@ -1,11 +1,14 @@
 """Groups of neighbouring frames: the first and the last, made small, are the input, and all of them are predicted."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from stif_rt.data.clips import Clip
 from stif_rt.data.resize import degrade
@@ -14,6 +17,9 @@ from stif_rt.evaluation.metrics import Score, Window, score
 
 SMOOTH = 40.0
 """dB. A group is smooth, not textured, where bicubic enlargement alone reaches this on its first and last frame."""
+
+Pictures = dict[int, Tensor]
+"""[3, H, W], by the frame's number in the group."""
 
 FRAMES = {
     "first and last": lambda n: [0, n - 1],
@@ -24,15 +30,19 @@ FRAMES = {
 """Which frames of a group of n a mean is taken over. ``center`` and ``average`` are the paper's; of nine frames it
 names the 1st, 4th and 9th, and here the one in the middle, the 5th, is taken instead of the 4th."""
 
+TABLE_FRAMES = FRAMES | {"quarters": lambda n: sorted({round(k * (n - 1) / 4) for k in range(5)})}
+"""These, and what the paper's Table 3 needs besides."""
+
 
 @dataclass(frozen=True)
 class Result:
-    """scores: of each frame in order, by method. The baseline is one of them. length: frames of the group."""
+    """scores: of each frame in order, by method, None for frames that it was not asked for. The baseline is one of the
+    methods, and every method has the first and the last frame. length: frames of the group."""
 
     clip: str
     first: int
     scale: float
-    scores: Mapping[str, list[Score]]
+    scores: Mapping[str, Sequence[Score | None]]
 
     @property
     def length(self) -> int:
@@ -40,8 +50,13 @@ class Result:
 
     @property
     def textured(self) -> bool:
-        baseline = self.scores[BASELINE]
-        return (baseline[0].psnr + baseline[-1].psnr) / 2 < SMOOTH
+        first, last = self.of(BASELINE, [0, self.length - 1])
+        return (first.psnr + last.psnr) / 2 < SMOOTH
+
+    def of(self, method: str, numbers: Sequence[int]) -> list[Score]:
+        """The scores of these frames, or none where not all of them were asked for."""
+        scores = [score for n in numbers if (score := self.scores[method][n]) is not None]
+        return scores if len(scores) == len(numbers) else []
 
 
 @dataclass(frozen=True)
@@ -83,28 +98,65 @@ def groups(clips: list[Clip], length: int, scale: float, most: int | None) -> It
     """
     for clip in clips:
         for first in _firsts(clip, length, most):
-            truth = torch.tensor(clip.frames[first : first + length]).movedim(-1, 1).float() / 255
+            truth = _pictures(clip.frames[first : first + length])
             H, W = truth.shape[-2:]
             if scale == int(scale):
                 H, W = (max(side - side % int(scale), int(scale)) for side in (H, W))
                 truth = truth[..., :H, :W]
                 H, W = truth.shape[-2:]
-            inputs = degrade(truth[[0, -1]], (max(1, round(H / scale)), max(1, round(W / scale))))
-            yield Group(clip.name, first, scale, inputs, truth)
+            size = max(1, round(H / scale)), max(1, round(W / scale))
+            outer = _outer(clip, first, length)
+            if outer is not None:
+                outer = degrade(outer[..., :H, :W], size)
+            yield Group(clip.name, first, scale, degrade(truth[[0, -1]], size), truth, outer)
+
+
+def _pictures(frames: NDArray[np.uint8]) -> Tensor:
+    return torch.tensor(frames).movedim(-1, 1).float() / 255
+
+
+def _outer(clip: Clip, first: int, length: int) -> Tensor | None:
+    """The frames as far before and after a group as its ends are apart, where they lie in the same shot."""
+    before, after = first - (length - 1), first + 2 * (length - 1)
+    if not any(start <= before and after < end for start, end in clip.shots):
+        return None
+    return _pictures(clip.frames[[before, after]])
+
+
+def render(group: Group, method: Method, name: str, numbers: Sequence[int] | None = None) -> Pictures:
+    """A method's pictures of a group, each clamped and rounded to 8 bits as a file would hold it.
+
+    Args:
+        group: All its frames.
+        method: Called once.
+        name: What a message calls it.
+        numbers: The frames that it is asked for, the last among them; None for all.
+
+    Raises:
+        ValueError: Where it returns pictures of another number or size, or values that are not finite.
+    """
+    part = group if numbers is None or len(numbers) == len(group.truth) else group.only(numbers)
+    pictures = method(part)
+    if pictures.shape != part.truth.shape:
+        raise ValueError(f"{name} returned {list(pictures.shape)} instead of {list(part.truth.shape)}")
+    if not torch.isfinite(pictures).all():
+        raise ValueError(f"{name} returned values that are not finite, for {group.clip} from frame {group.first}")
+    return dict(zip(part.positions, (pictures.clamp(0, 1) * 255).round() / 255, strict=True))
+
+
+def score_pictures(group: Group, pictures: Mapping[str, Pictures], ssim: Window | None = None) -> Result:
+    """All pictures of a group, by method, against the truth."""
+    scores = {
+        name: [score(made[n], truth, ssim) if n in made else None for n, truth in enumerate(group.truth)]
+        for name, made in pictures.items()
+    }
+    return Result(group.clip, group.first, group.scale, scores)
 
 
 def evaluate(group: Group, methods: Mapping[str, Method], ssim: Window | None = None) -> Result:
-    """The baseline and the methods on one group, each picture clamped and rounded to 8 bits as a file would hold it."""
-    scores = {}
-    for name, method in {BASELINE: bicubic, **methods}.items():
-        pictures = method(group)
-        if pictures.shape != group.truth.shape:
-            raise ValueError(f"{name} returned {list(pictures.shape)} instead of {list(group.truth.shape)}")
-        if not torch.isfinite(pictures).all():
-            raise ValueError(f"{name} returned values that are not finite, for {group.clip} from frame {group.first}")
-        pairs = zip((pictures.clamp(0, 1) * 255).round() / 255, group.truth, strict=True)
-        scores[name] = [score(picture, truth, ssim) for picture, truth in pairs]
-    return Result(group.clip, group.first, group.scale, scores)
+    """The baseline and the methods on all frames of one group."""
+    all_methods = {BASELINE: bicubic, **methods}
+    return score_pictures(group, {name: render(group, method, name) for name, method in all_methods.items()}, ssim)
 
 
 def summarise(results: list[Result]) -> list[Mean]:
@@ -119,8 +171,11 @@ def summarise(results: list[Result]) -> list[Mean]:
     for key in sorted(parts, key=lambda k: (k[1], k[0], k[3] is not None, k[3] or "", order.index(k[2]))):
         length, scale, windows, clip = key
         for frames, select in FRAMES.items():
-            for method in parts[key][0].scores:
-                scores = [result.scores[method][n] for result in parts[key] for n in select(length)]
+            for method in dict.fromkeys(name for result in parts[key] for name in result.scores):
+                made = [result for result in parts[key] if method in result.scores]
+                scores = [score for result in made for score in result.of(method, select(length))]
+                if not scores:
+                    continue
                 similar = [s.ssim for s in scores if s.ssim is not None]
                 means.append(
                     Mean(
@@ -128,7 +183,7 @@ def summarise(results: list[Result]) -> list[Mean]:
                         scale,
                         windows,
                         clip,
-                        len(parts[key]),
+                        len(made),
                         frames,
                         method,
                         fmean(s.psnr for s in scores),

@@ -4,6 +4,7 @@ PSNR is of the luma. The paper does not say so, but in issue 9 of its repository
 published weights with luma, and are a dB or more below them with RGB.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -180,7 +181,7 @@ TABLES: dict[int, PaperTable] = {
 frames, and those of the second column are taken to be the same: of nine, the 1st, 3rd, 5th, 7th and 9th."""
 
 
-def row_networks(method: str, given: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+def row_networks(method: str, given: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """The method that a row runs and the weights that it needs.
 
     The paper does not say which of LIIF's encoders it took: it is the better one, RDN, unless only weights of the

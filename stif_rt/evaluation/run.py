@@ -1,13 +1,14 @@
 """The whole of an evaluation: every group of every clip by every method, and a strip of crops for each clip."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stif_rt.data.clips import Clip
-from stif_rt.evaluation.methods import Group, Method
+from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
 from stif_rt.evaluation.metrics import Window
-from stif_rt.evaluation.protocol import Result, count_groups, evaluate, groups
+from stif_rt.evaluation.paper import Reproduction
+from stif_rt.evaluation.protocol import Pictures, Result, count_groups, groups, render, score_pictures
 from stif_rt.evaluation.tables import write_strip
 
 
@@ -19,8 +20,8 @@ class Plan:
     ssim: which kind of SSIM to compute, None for none.
     """
 
-    lengths: Sequence[int] = (3,)
-    scales: Sequence[float] = (4.0,)
+    lengths: Collection[int] = (3,)
+    scales: Collection[float] = (4.0,)
     most: int | None = 16
     ssim: Window | None = None
 
@@ -35,6 +36,7 @@ def run_evaluation(
     plan: Plan,
     strips: Path | None = None,
     advance: Callable[[], object] = lambda: None,
+    paper: Reproduction | None = None,
 ) -> list[Result]:
     """The scores of every group.
 
@@ -44,6 +46,8 @@ def run_evaluation(
         plan: lengths, scales and the number of groups.
         strips: folder for one strip of crops of each clip, length and scale: of the group that changes most.
         advance: called after each group.
+        paper: the table of the paper that this is for; methods that are its rows make the frames it needs, and those
+            that cannot do so are noted there.
 
     Raises:
         ValueError: where no clip is long enough, or a method returns something else than its pictures.
@@ -55,12 +59,33 @@ def run_evaluation(
         for length in plan.lengths:
             busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
             for group in groups(clips, length, scale, plan.most):
-                results.append(evaluate(group, methods, plan.ssim))
+                pictures = render_all(group, methods, paper)
+                results.append(score_pictures(group, pictures, plan.ssim))
                 if strips is not None and _change(group) > busiest.get(group.clip, -1):
                     busiest[group.clip] = _change(group)
-                    write_strip(strips, group, methods)
+                    write_strip(strips, group, pictures)
                 advance()
     return results
+
+
+def render_all(group: Group, methods: Mapping[str, Method], paper: Reproduction | None) -> dict[str, Pictures]:
+    """The pictures of the baseline and of all methods that take part, by method."""
+    length = len(group.truth)
+    every = list(range(length))
+    if paper is None:
+        wanted = {BASELINE: every} | dict.fromkeys(methods, every)
+    else:
+        wanted = paper.numbers(length, group.scale)
+        wanted = {BASELINE: sorted({0, length - 1}.union(*wanted.values()))} | wanted
+    all_methods = {BASELINE: bicubic, **methods}
+    pictures = {}
+    for name, numbers in wanted.items():
+        try:
+            pictures[name] = render(group, all_methods[name], name, numbers)
+        except ValueError as error:
+            if paper is None or not paper.give_up(name, length, group.scale, str(error)):
+                raise
+    return pictures
 
 
 def _change(group: Group) -> float:

@@ -3,12 +3,12 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,38 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.data.datasets import DATASETS
-from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
-from stif_rt.evaluation.protocol import Mean, Result
+from stif_rt.evaluation.methods import Group
+from stif_rt.evaluation.protocol import Mean, Pictures, Result
+from stif_rt.evaluation.published import TABLES, Column, Figure
 from stif_rt.files import write_whole
 from stif_rt.video.writer import write_png
 
 CROP = 128
 """Side of the crops of a strip, pixels of the output."""
-
-
-class Published(NamedTuple):
-    """A figure of the paper. frames: ``center`` or ``average``. length: frames of a group. psnr: of the luma."""
-
-    dataset: str
-    length: int
-    scale: float
-    frames: str
-    psnr: float
-    ssim: float
-
-
-PAPER = [
-    Published("vid4", 3, 4, "average", 25.61, 0.7709),
-    Published("gopro", 9, 4, "center", 30.26, 0.8792),
-    Published("gopro", 9, 4, "average", 29.41, 0.8669),
-    Published("adobe240", 9, 4, "center", 29.92, 0.8746),
-    Published("adobe240", 9, 4, "average", 29.27, 0.8651),
-]
-"""VideoINR in the paper's Table 1, as later papers quote it. The paper does not say of what its PSNR is; in issue 9 of
-its repository people come near it from the published weights with luma, and are a dB or more below it with RGB."""
-
-TABLES = {1: ((3, 9), (4.0,)), 2: ((7, 13, 17), (4.0, 6.0, 12.0))}
-"""Of the paper's tables those that need other groups: lengths (time x2, x8; x6, x12, x16) and spatial scales."""
 
 
 def markdown(means: list[Mean], dataset: str | None) -> str:
@@ -61,27 +37,38 @@ def markdown(means: list[Mean], dataset: str | None) -> str:
             mean for mean in chosen if mean.clip is not None and mean.windows == "all" and mean.frames == "average"
         ]
         rows = [[mean.clip or "", str(mean.number), mean.method, *_metrics(mean)] for mean in clips]
-        sections.append(_table(["clip", "groups", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows))
+        sections.append(table(["clip", "groups", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows))
     return "\n".join(sections)
 
 
 def _section(means: list[Mean], dataset: str | None) -> str:
     rows = []
-    for mean, following in zip(means, [*means[1:], None], strict=True):
-        rows.append([mean.windows, str(mean.number), mean.frames, mean.method, *_metrics(mean)])
-        if mean.windows == "all" and (following is None or following.frames != mean.frames):  # the last method
-            for row in PAPER:
-                if row[:4] == (dataset, mean.length, mean.scale, mean.frames):
-                    name = f"the paper's model, all {len(DATASETS[row.dataset].clips)} clips"
-                    rows.append(["all", "", row.frames, name, "", f"{row.psnr:.2f}", f"{row.ssim:.4f}"])
-    return _table(["windows", "groups", "frames", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows)
+    for (windows, frames), part in itertools.groupby(means, lambda mean: (mean.windows, mean.frames)):
+        for mean in part:
+            rows.append([windows, str(mean.number), frames, mean.method, *_metrics(mean)])
+        if windows == "all":
+            for column, figure in _models_figures():
+                if column[1:] == (dataset, mean.length, mean.scale, frames):
+                    name = f"the paper's model, all {len(DATASETS[column.dataset].clips)} clips"
+                    rows.append(["all", "", frames, name, "", f"{figure.psnr:.2f}", f"{figure.ssim:.4f}"])
+    return table(["windows", "groups", "frames", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows)
+
+
+def _models_figures() -> Iterator[tuple[Column, Figure]]:
+    """The paper's model in its Table 1."""
+    for row in TABLES[1].rows:
+        if row.method == "stif":
+            for column, figure in zip(TABLES[1].columns, row.figures, strict=True):
+                if figure is not None:
+                    yield column, figure
 
 
 def _metrics(mean: Mean) -> list[str]:
     return [f"{mean.psnr:.2f}", f"{mean.luma:.2f}", "" if mean.ssim is None else f"{mean.ssim:.4f}"]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
     lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -90,24 +77,35 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def write(folder: Path, results: list[Result], means: list[Mean], dataset: str | None) -> None:
-    """``results.md``, ``results.csv`` (a row for each mean) and ``results.json`` (also every frame's scores)."""
+def write(folder: Path, results: list[Result], means: list[Mean], dataset: str | None, beginning: str = "") -> None:
+    """``results.md``, ``results.csv`` (a row for each mean) and ``results.json`` (also every frame's scores).
+
+    Args:
+        folder: Made where it is missing.
+        results: Of all groups.
+        means: Their summary.
+        dataset: Which was evaluated, None for clips of one's own.
+        beginning: Markdown to begin ``results.md`` with.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Mean)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(mean) for mean in means)
+    rows = csv.DictWriter(text, [field.name for field in fields(Mean)], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(asdict(mean) for mean in means)
     frames = [
         {
             "clip": result.clip,
             "first": result.first,
             "scale": result.scale,
-            "scores": {method: [asdict(score) for score in scores] for method, scores in result.scores.items()},
+            "scores": {
+                method: [None if score is None else asdict(score) for score in scores]
+                for method, scores in result.scores.items()
+            },
         }
         for result in results
     ]
     content = {
-        "results.md": markdown(means, dataset),
+        "results.md": "\n".join(filter(None, (beginning, markdown(means, dataset)))),
         "results.csv": text.getvalue(),
         "results.json": json.dumps(
             {"dataset": dataset, "means": [asdict(mean) for mean in means], "groups": frames}, indent=1
@@ -117,10 +115,11 @@ def write(folder: Path, results: list[Result], means: list[Mean], dataset: str |
         write_whole(folder / name, written.encode(errors="backslashreplace"))
 
 
-def strip(group: Group, methods: Mapping[str, Method]) -> Tensor:
-    """The same crop of the middle frame side by side: input, bicubic, each method, truth. uint8 [side, n * side, 3].
+def strip(group: Group, pictures: Mapping[str, Pictures]) -> Tensor:
+    """The same crop of the middle frame side by side: input, each method, truth. uint8 [side, n * side, 3].
 
-    The crop is where the first and the last frame differ most; the input is enlarged without a filter.
+    The crop is where the first and the last frame differ most; the input is enlarged without a filter. Methods that did
+    not make the middle frame are left out.
     """
     H, W = group.size
     side = min(CROP, H, W)
@@ -128,18 +127,21 @@ def strip(group: Group, methods: Mapping[str, Method]) -> Tensor:
     places = F.avg_pool2d(change, side, stride=max(1, side // 4))[0, 0]
     y, x = (int(n) * max(1, side // 4) for n in divmod(int(places.argmax()), places.shape[1]))
     middle = (len(group.truth) - 1) // 2
-    pictures = [F.interpolate(group.inputs[:1], (H, W), mode="nearest")[0]]
-    pictures += [method(group)[middle] for method in {BASELINE: bicubic, **methods}.values()]
-    pictures.append(group.truth[middle])
-    crops = torch.cat([picture[:, y : y + side, x : x + side] for picture in pictures], 2)
+    shown = [F.interpolate(group.inputs[:1], (H, W), mode="nearest")[0]]
+    shown += [made[middle] for made in pictures.values() if middle in made]
+    shown.append(group.truth[middle])
+    crops = torch.cat([picture[:, y : y + side, x : x + side] for picture in shown], 2)
     return (crops.clamp(0, 1) * 255).round().byte().movedim(0, -1)
 
 
-def write_strip(folder: Path, group: Group, methods: Mapping[str, Method]) -> Path:
-    """Writes ``strip_CLIP_xSCALE_LENGTH.png`` and returns its path. In the clip's name, ``/`` is written %2F."""
+def write_strip(folder: Path, group: Group, pictures: Mapping[str, Pictures]) -> Path:
+    """Writes ``strip_CLIP_xSCALE_LENGTH.png`` of the pictures that were scored, and returns its path.
+
+    In the clip's name, ``/`` is written %2F.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"strip_{_as_file_name(group.clip)}_x{group.scale:g}_{len(group.truth)}.png"
-    write_png(path, np.ascontiguousarray(strip(group, methods).numpy()))
+    write_png(path, np.ascontiguousarray(strip(group, pictures).numpy()))
     return path
 
 
