@@ -170,5 +170,5 @@ CONFIGS: dict[str, Config] = {
     "stif-s-dcn": Config(**COMPACT, front_blocks=2, back_blocks=6, flow_unit="input"),
 }
 """Configurations by name. ``stif-single`` is the "-s" of the paper's Table 4. ``stif-s`` enlarges; ``stif-i`` makes
-more frames of about the same size, with features at half the frames' size; both follow motion by the same velocity head.
-``stif-s-dcn`` is what the bundled weights of earlier versions are: the paper's deformable alignment, made small."""
+more frames of about the same size, with features at half the frames' size; both follow motion by the same velocity
+head. ``stif-s-dcn`` is what the earlier bundled weights are: the paper's deformable alignment made small."""
