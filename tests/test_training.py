@@ -7,20 +7,27 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.models import TINY
+import torch.nn.functional as F
+import typer
+from helpers.cases import LEARNED, MOTION
+from helpers.models import TINY, fill_model
 from helpers.videos import picture, write_images, write_video
+from typer.testing import CliRunner
 
 from benchmarks import training_curve
+from stif_rt.cli.train import train as train_command
 from stif_rt.data.clips import Clip, find_clips, load_clip
 from stif_rt.data.resize import degrade
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
-from stif_rt.training.examples import Batches, Recipe
-from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, parameter_groups, train
+from stif_rt.training.examples import Batch, Batches, Recipe
+from stif_rt.training.labels import label_flow
+from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, levels_error, parameter_groups, train
 
 CPU = torch.device("cpu")
 CONFIG = Config(**TINY, grid="centres", residual=True, flow_unit="input")
+MOVING = {1: Config(**MOTION, **LEARNED), 2: Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2)}
 RECIPE = Recipe(patch=8, scales=(2.0, 2.0), windows=(2, 4), targets=2, photometric=True)
 SMALL = Options(
     recipe=RECIPE,
@@ -137,11 +144,117 @@ def test_unusable_clips_are_refused(clips):
 def test_fast_form_is_the_model(clips):
     batch = Batches(clips, RECIPE, 2, 0)[0]
     model = fresh()
-    found, flow = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+    made = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+    assert made.velocities is None
     for n in range(2):
         expected = model.decode(model.encode(batch.frames), batch.frames, batch.times[:, n], (16, 16))
-        torch.testing.assert_close(found[:, n], expected.rgb, atol=1e-5, rtol=0)
-        torch.testing.assert_close(flow[:, n], expected.flow.movedim(1, -1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(made.rgb[:, n], expected.rgb, atol=1e-5, rtol=0)
+        torch.testing.assert_close(made.flow[:, n], expected.flow.movedim(1, -1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("context", [0, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_fast_form_of_a_network_with_velocity_is_the_model(stride, context):
+    """The head sees all that is shown, also where that fills no pyramid; the rest sees what the context surrounds."""
+    model, side = fill_model(STIF(MOVING[stride])), 40 - 2 * context
+    torch.manual_seed(0)
+    frames, times = torch.rand(1, 2, 3, 40, 40), torch.tensor([[0.3]])
+    made = FastForm(model, "float32")(frames, times, (2 * side, 2 * side), context)
+    with torch.no_grad():
+        padded = F.pad(frames[0], (0, 24, 0, 24), mode="replicate")[None]
+        v = model.encode(padded).velocity[..., : 40 // stride, : 40 // stride]
+        inner, border = slice(context, 40 - context), context // stride
+        v = v[..., border : border + side // stride, border : border + side // stride]
+        frames = frames[..., inner, inner]
+        features = model.encoder.align(*(model.encoder.extract(frames[:, k], False)[0] for k in (0, 1)), v)
+        expected = model.decode(features, frames, times[:, 0], (2 * side, 2 * side))
+    torch.testing.assert_close(made.rgb[:, 0], expected.rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.flow[:, 0], expected.flow.movedim(1, -1), atol=1e-4, rtol=0)
+
+
+def test_a_head_that_is_not_trained_stays_as_it_is(clips, tmp_path):
+    recipe = dataclasses.replace(RECIPE, patch=12, context=2, scales=(1.5, 1.5), synthetic=0.5)
+    options = dataclasses.replace(SMALL, recipe=recipe, stage_one=2, stage_two=0, motion_share=0.0, blend_weight=0.1)
+    torch.manual_seed(0)
+    model = STIF(MOVING[1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, clips, options, tmp_path, CPU, 0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith("velocity_head.")]
+
+
+def test_only_the_head_is_trained_on_flow_alone(clips, tmp_path):
+    """And it learns: the same batch again and again, of still pictures in motion."""
+    recipe = Recipe(32, (1.0, 1.0), (3, 3), 1, synthetic=1.0, largest_motion=6.0, middle=1.0, noise=0.01, exposure=0.05)
+    options = dataclasses.replace(SMALL, recipe=recipe, stage_one=12, stage_two=0, flow_only=True, smooth_weight=0.01)
+    torch.manual_seed(0)
+    model = STIF(MOVING[2])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses: list[float] = []
+    picture_ = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+    one = Batches(clips, recipe, 2, 0, [picture_])[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "__getitem__", lambda self, number: one)
+        train(model, clips, options, tmp_path, CPU, 0, lambda step: losses.append(step.loss))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("velocity_head.") for name in changed)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_velocity_is_known_midway_only():
+    flow = torch.zeros(1, 2, 16, 16, 4)
+    flow[..., 0], flow[..., 2] = -3, 5  # a velocity of 8 output pixels along x
+    batch = Batch(
+        torch.rand(1, 2, 3, 8, 8), torch.tensor([[0.5, 0.25]]), torch.rand(1, 2, 3, 16, 16), flow, flow[..., :2] * 0 + 1
+    )
+    right = torch.tensor((4.0, 0.0)).view(1, 2, 1, 1)  # in input pixels
+    assert levels_error((right.expand(1, 2, 2, 2), right.expand(1, 2, 4, 4)), batch).item() == pytest.approx(0.00075)
+    wrong = torch.zeros(1, 2, 4, 4)
+    assert levels_error((wrong, wrong), batch).item() == pytest.approx(0.05 * 1.5 * 4, rel=1e-3)
+    other = batch._replace(times=torch.tensor([[0.4, 0.25]]))
+    assert levels_error((wrong, wrong), other).item() == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_context_surrounds_the_patch(clips, scale):
+    recipe = dataclasses.replace(RECIPE, context=2, scales=(scale, scale), windows=(2, 2), photometric=False)
+    batch = Batches(clips, recipe, 4, 0)[0]
+    assert batch.frames.shape[-1] == 12
+    assert batch.truth.shape[-1] == round(8 * scale)
+    if scale == 1:
+        for frames, times, truth in zip(batch.frames, batch.times, batch.truth, strict=True):
+            for t, target in zip(times, truth, strict=True):
+                torch.testing.assert_close(frames[int(t), :, 2:-2, 2:-2], target, atol=0.01, rtol=0)
+
+
+def test_labels_of_film_are_its_flow():
+    """A picture that moves by (4, -2) pixels from each of three frames to the next."""
+    noise = np.random.default_rng(0).random((24, 24))
+    small = torch.from_numpy(noise)[None, None]
+    texture = F.interpolate(small, (192, 192), mode="bicubic")[0, 0].numpy()
+    frames = [texture[48 + 2 * n : 144 + 2 * n, 48 - 4 * n : 144 - 4 * n] for n in range(3)]
+    window = np.stack([np.repeat((255 * frame.clip(0, 1)).astype(np.uint8)[..., None], 3, -1) for frame in frames])
+    flow, visible = label_flow(window[[0, 2, 1]])
+    assert flow.shape == (1, 96, 96, 4)
+    inner = (0, slice(16, -16), slice(16, -16))
+    assert visible[inner].mean() > 0.9
+    known = flow[inner].flatten(0, 1).median(0).values
+    torch.testing.assert_close(known, torch.tensor((-4.0, 2.0, 4.0, -2.0)), atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"flow_only": True}, "velocity head"),
+        ({"levels_weight": 0.1}, "velocity head"),
+        ({"recipe": dataclasses.replace(RECIPE, context=4)}, "velocity head"),
+    ],
+)
+def test_what_needs_a_velocity_head_says_so(clips, tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        train(fresh(), clips, dataclasses.replace(SMALL, **fields), tmp_path, CPU, 0)
 
 
 def test_learning_rate_is_a_cosine_with_restarts():
@@ -196,8 +309,7 @@ def test_flow_is_learnt_from_known_motion(clips):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     errors = []
     for _ in range(25):
-        _, flow = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
-        error = flow_error(flow, batch)
+        error = flow_error(FastForm(model, "float32")(batch.frames, batch.times, (16, 16)).flow, batch)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -219,8 +331,8 @@ def test_bfloat16_has_nearly_the_gradient_of_float32(clips):
     for precision in ("float32", "bfloat16"):
         model = fresh()
         torch.nn.init.normal_(model.implicit_functions.encode_imnet.linears[-1].weight, std=0.01)  # not zero
-        rgb, _ = FastForm(model, precision)(batch.frames, batch.times, (16, 16))
-        charbonnier(rgb, batch.truth).backward()
+        made = FastForm(model, precision)(batch.frames, batch.times, (16, 16))
+        charbonnier(made.rgb, batch.truth).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for name, exact in gradients[0].items():
         assert (gradients[1][name] - exact).norm() <= 0.08 * exact.norm(), name
@@ -283,7 +395,7 @@ def test_both_stages_are_checked_before_the_first(clips, tmp_path):
 
 def test_patch_must_fit_the_pyramid(clips, tmp_path):
     options = dataclasses.replace(SMALL, recipe=dataclasses.replace(RECIPE, patch=10))
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(ValueError, match="multiples of 4, not 10"):
         train(fresh(), clips, options, tmp_path, CPU, 0)
 
 
@@ -345,11 +457,57 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
     model = STIF(CONFIGS["stif-s-dcn"]).train()
     data = Batches(clips, Recipe(patch=8, scales=(2.0, 2.0), windows=(3, 3)), 1, 0)
     for batch in (data[0], data[1]):
-        output_, _ = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
-        (charbonnier(output_, batch.truth) / 2).backward()
-    torch.optim.Adam(model.parameters(), lr=1e-4).step()
+        made = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
+        (charbonnier(made.rgb, batch.truth) / 2).backward()
+    torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-15).step()
     found = load_model(output / "stif-s-dcn.safetensors").state_dict()
     for name, value in model.state_dict().items():
         # Adam's first step is the gradient's sign: only where the gradient is nothing but rounding may it differ
         differs = (found[name] - value).abs() > 1e-6
         assert differs.float().mean() < 0.02, name
+
+
+def run_command(*arguments):
+    command = [sys.executable, "-m", "stif_rt.cli", "train", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_recipe_file_gives_the_options(clips, tmp_path):
+    """What is given beside it counts more; a finished run that is resumed says so."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'config = "stif-s-dcn"\npatch = 8\nscale = 2\nmax_scale = 2.0\nwindow = 3\nbatch = 1\nstage_one = 7\n'
+        'stage_two = 0\nworkers = 0\ndevice = "cpu"\n'
+    )
+    arguments = (tmp_path / "v.mp4", "--output", tmp_path / "run", "--recipe", recipe, "--stage-one", 1)
+    done = run_command(*arguments, "--cache", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1: loss 0." in done.stderr
+    assert "s an iteration" in done.stderr
+    again = run_command(*arguments, "--cache", tmp_path / "cache")
+    assert again.returncode == 0, again.stderr
+    assert "finished run of 1 iterations" in " ".join(again.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat = 1e-4", "unknown key 'learning_rat'; 'learning_rate'?"),
+        ('batch = "many"', "batch = 'many'"),
+        ("window = 1", "window = 1"),
+        ("batch = [1, 2]", "batch = [1, 2]"),
+        ("batch =", "cannot be read"),
+        ('precision = "float8"', "precision = 'float8'"),
+        ('data = ["x"]', "unknown key 'data'"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused(tmp_path, text, message):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    commands = typer.Typer()
+    commands.command()(train_command)
+    arguments = [tmp_path, "--output", tmp_path / "run", "--recipe", recipe]
+    done = CliRunner().invoke(commands, [str(argument) for argument in arguments])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """The compact encoder: frames to features by way of one velocity field instead of deformable convolutions."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import CHANNELS, HEAD_STRIDE, Config
@@ -8,7 +9,7 @@ from stif_rt.model.encoder import Features, ResidualBlock, check_frames, conv, c
 from stif_rt.model.velocity import PYRAMID, Matches, VelocityHead, resize, warp
 
 Extracted = tuple[Tensor, Matches]
-"""What is known of one frame alone: its map [B, C, h/s, w/s], and what the velocity head matches."""
+"""What is known of one frame alone: its map [B, C, h/s, w/s], and what the velocity head matches, perhaps nothing."""
 
 
 class CompactEncoder(nn.Module):
@@ -39,14 +40,20 @@ class CompactEncoder(nn.Module):
         check_frames(frames, self.config.multiple)
         if frames.shape[1] != 2:
             raise ValueError(f"the velocity is that of two frames, not of {frames.shape[1]}")
-        return self.merge([self.extract(frames[:, k]) for k in (0, 1)], velocity)
+        return self.merge([self.extract(frames[:, k], matching=velocity is None) for k in (0, 1)], velocity)
 
-    def extract(self, frames: Tensor) -> Extracted:
-        """The part that knows one frame at a time. frames: [B, 3, h, w]."""
-        finest, matches = self.velocity_head.extract(frames)
+    def extract(self, frames: Tensor, matching: bool = True) -> Extracted:
+        """The part that knows one frame at a time. frames: [B, 3, h, w]. matching: whether to find a velocity later."""
+        matches: Matches = ()
         if self.config.feature_stride == HEAD_STRIDE:
+            finest, matches = (
+                self.velocity_head.extract(frames) if matching else (self.velocity_head.finest(frames), ())
+            )
             return finest, matches
-        return self.feature_extraction(conv_leaky(self.conv_first, frames.to(finest.dtype))), matches
+        if matching:
+            _, matches = self.velocity_head.extract(frames)
+        maps = self.feature_extraction(conv_leaky(self.conv_first, frames.to(self.conv_first.weight.dtype)))
+        return maps, matches
 
     def merge(self, pair: list[Extracted], velocity: Tensor | None = None) -> Features:
         """The part that knows both frames."""
@@ -55,7 +62,12 @@ class CompactEncoder(nn.Module):
         if velocity is None:
             v = resize(self.velocity_head(matches0, matches1).velocity, HEAD_STRIDE // stride)
         else:
-            v = torch.nn.functional.avg_pool2d(velocity.float(), stride)
+            v = F.avg_pool2d(velocity.float(), stride)
+        return self.align(map0, map1, v)
+
+    def align(self, map0: Tensor, map1: Tensor, v: Tensor) -> Features:
+        """The maps of the three times from those of both frames. v: [B, 2, h/s, w/s], pixels of the frames."""
+        stride = self.config.feature_stride
         u = v / stride  # in pixels of the maps
         middle = self.middle(torch.cat((warp(map0, -u / 2), warp(map1, u / 2)), 1))
         if stride == HEAD_STRIDE:

@@ -80,17 +80,18 @@ class VelocityHead(nn.Module):
         self.pyramid = nn.ModuleList(levels)
         self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
 
-    def extract(self, frames: Tensor) -> tuple[Tensor, Matches]:
-        """The part that knows one frame at a time. frames: [B, 3, h, w], RGB in [0, 1].
-
-        Returns the pyramid's finest map, [B, 32, h/2, w/2], and what is matched.
-        """
+    def finest(self, frames: Tensor) -> Tensor:
+        """The pyramid's finest map, [B, 32, h/2, w/2], of frames [B, 3, h, w], RGB in [0, 1]."""
         weight = cast(nn.Conv2d, self.steps[0].project).weight
-        x = finest = F.pixel_unshuffle((4 * frames - 2).to(weight.dtype), HEAD_STRIDE)
+        x: Tensor = self.pyramid[0](F.pixel_unshuffle((4 * frames - 2).to(weight.dtype), HEAD_STRIDE))
+        return x
+
+    def extract(self, frames: Tensor) -> tuple[Tensor, Matches]:
+        """The part that knows one frame at a time: the finest map, and what is matched."""
+        x = finest = self.finest(frames)
         matches = []
         for number, (level, step) in enumerate(zip(self.pyramid, self.steps, strict=True)):
-            x = level(x)
-            finest = x if number == 0 else finest
+            x = level(x) if number else finest
             colours = F.avg_pool2d(frames.float(), HEAD_STRIDE << number)
             matches.append(torch.cat((colours, cast(Step, step).project(x).float()), 1))
         return finest, tuple(matches)
@@ -218,11 +219,12 @@ def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _smooth(x: Tensor) -> Tensor:
     """[1 4 6 4 1] / 16 along both axes."""
-    shape = x.shape
-    x = x.reshape(-1, 1, *shape[-2:])
-    kernel = x.new_tensor((1, 4, 6, 4, 1)) / 16
-    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="replicate"), kernel.view(1, 1, 1, 5))
-    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="replicate"), kernel.view(1, 1, 5, 1)).view(shape)
+    h, w = x.shape[-2:]
+    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    for dim, size in ((-1, w), (-2, h)):
+        part = [x.narrow(dim, k, size) for k in range(5)]
+        x = (part[0] + part[4]) / 16 + (part[1] + part[3]) / 4 + part[2] * 0.375
+    return x
 
 
 def _offered(v: Tensor, start: Tensor) -> Tensor:

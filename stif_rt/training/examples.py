@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from stif_rt.data.clips import Clip
 from stif_rt.data.resize import degrade
 from stif_rt.data.synthetic_motion import render_motion
+from stif_rt.training.labels import label_flow
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,13 @@ class Recipe:
     in five is made dark.
     candidates: places in the clips that are drawn for each example; the one that changes most and has most detail is
     taken.
-    synthetic: share of examples that are still pictures in known motion (``training.motion``).
+    synthetic: share of examples that are still pictures in known motion (``data.synthetic_motion``).
     largest_motion: translation that those reach, in low-resolution pixels between the inputs.
+    context: low-resolution pixels around the patch that the inputs show too; there, only the velocity head looks.
+    middle: share of examples whose first target is midway between the inputs, where velocity is known.
+    labels: whether the flow of clips is labelled (``training.labels``).
+    noise: largest deviation of the noise that is added to the inputs, in [0, 1]; exposure: largest difference in
+    exposure between them, as a logarithm. Both are drawn for each example.
     """
 
     patch: int = 32
@@ -38,10 +44,21 @@ class Recipe:
     candidates: int = 1
     synthetic: float = 0.0
     largest_motion: float = 12.0
+    context: int = 0
+    middle: float = 0.0
+    labels: bool = False
+    noise: float = 0.0
+    exposure: float = 0.0
+
+    @property
+    def shown(self) -> int:
+        """Side of the inputs, low-resolution pixels."""
+        return self.patch + 2 * self.context
 
 
 class Batch(NamedTuple):
-    """frames: [B, 2, 3, h, w] low-resolution inputs. times: [B, T]. truth: [B, T, 3, H, W]. All float32 in [0, 1].
+    """frames: [B, 2, 3, h, w] low-resolution inputs, with their context. times: [B, T]. truth: [B, T, 3, H, W] of the
+    patch. All float32 in [0, 1].
 
     flow: [B, T, H, W, 4], where each pixel of the truth is seen in the inputs, (x0, y0, x1, y1) in output pixels.
     visible: [B, T, H, W, 2], 1 where the flow is known and that place shows the same point. float32.
@@ -68,7 +85,7 @@ class Batches(Dataset[Batch]):
         seed: int,
         pictures: Sequence[NDArray[np.uint8]] = (),
     ) -> None:
-        side = math.ceil(recipe.patch * recipe.scales[1])
+        side = math.ceil(recipe.shown * recipe.scales[1])
         usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.windows[1])]
         if not usable:
             raise ValueError(f"no clip has {recipe.windows[1]} frames without a cut at {side}x{side} pixels or more")
@@ -79,26 +96,39 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
         low, high = self.recipe.scales
-        side = round(self.recipe.patch * (low + (high - low) * rng.random()))
-        examples = [self._example(rng, side) for _ in range(self.size)]
+        scale = low + (high - low) * rng.random()
+        patch = round(self.recipe.patch * scale)
+        border = round(self.recipe.context * scale)  # the same on both sides, so that the patch is the centre exactly
+        examples = [self._example(rng, patch, border) for _ in range(self.size)]
         return Batch(*(torch.stack(parts) for parts in zip(*examples, strict=True)))
 
-    def _example(self, rng: np.random.Generator, side: int) -> Batch:
-        """One example, without the axis B."""
-        recipe = self.recipe
+    def _example(self, rng: np.random.Generator, patch: int, border: int) -> Batch:
+        """One example, without the axis B. patch, border: sides of the truth and of what is shown around it."""
+        recipe, side = self.recipe, patch + 2 * border
         if rng.random() < recipe.synthetic:
-            return self._in_motion(rng, side)
+            return self._in_motion(rng, patch, border)
         places = [self._place(rng, side) for _ in range(recipe.candidates)]
-        patch = max(places, key=_interest) if len(places) > 1 else places[0]
-        length = len(patch)
-        order = rng.choice(length, min(recipe.targets, length), replace=False)
-        patch = np.ascontiguousarray(_turn(patch[np.concatenate(([0, length - 1], order))], rng))
+        window = max(places, key=_interest) if len(places) > 1 else places[0]
+        length = len(window)
+        order = self._targets(rng, length)
+        window = np.ascontiguousarray(_turn(window[np.concatenate(([0, length - 1], order))], rng))
         if rng.random() < 0.5:  # time runs backwards
-            patch[[0, 1]], order = patch[[1, 0]], length - 1 - order
-        images = torch.from_numpy(patch).permute(0, 3, 1, 2).float() / 255
+            window[[0, 1]], order = window[[1, 0]], length - 1 - order
+        images = torch.from_numpy(window).permute(0, 3, 1, 2).float() / 255
         times = torch.from_numpy(order / (length - 1)).float()
-        unknown = torch.zeros(len(times), side, side, 4)
-        return self._finish(rng, images, times, unknown, unknown[..., :2])
+        if recipe.labels:
+            flow, visible = label_flow(window)
+        else:
+            flow = torch.zeros(len(times), side, side, 4)
+            visible = flow[..., :2]
+        return self._finish(rng, images, times, flow, visible, border)
+
+    def _targets(self, rng: np.random.Generator, length: int) -> NDArray[np.int64]:
+        """Frames of a window that are to be predicted."""
+        order = rng.choice(length, min(self.recipe.targets, length), replace=False)
+        if self.recipe.middle and length % 2 and rng.random() < self.recipe.middle:
+            order = np.concatenate(([length // 2], order[order != length // 2]))[: len(order)]
+        return order
 
     def _place(self, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
         """A random window of a clip, [length, side, side, 3]."""
@@ -112,15 +142,15 @@ class Batches(Dataset[Batch]):
         y, x = rng.integers(H - side + 1), rng.integers(W - side + 1)
         return clip.frames[first : first + length, y : y + side, x : x + side]
 
-    def _in_motion(self, rng: np.random.Generator, side: int) -> Batch:
+    def _in_motion(self, rng: np.random.Generator, patch: int, border: int) -> Batch:
         """Times are those of a window of the greatest length. Half of the scenes are one picture without cut-outs."""
-        recipe = self.recipe
+        recipe, side = self.recipe, patch + 2 * border
         length = recipe.windows[1]
-        times = (rng.choice(length, min(recipe.targets, length), replace=False) / (length - 1)).tolist()
+        times = (self._targets(rng, length) / (length - 1)).tolist()
         layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))]
-        largest = recipe.largest_motion * side / recipe.patch
+        largest = recipe.largest_motion * patch / recipe.patch
         images, flow, visible = render_motion(layers, times, side, largest, rng)
-        return self._finish(rng, images, torch.tensor(times), flow, visible)
+        return self._finish(rng, images, torch.tensor(times), flow, visible, border)
 
     def _picture(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A still picture: one of those given, or a frame of a clip, flipped and turned."""
@@ -131,12 +161,20 @@ class Batches(Dataset[Batch]):
             picture = clip.frames[rng.integers(len(clip.frames))]
         return _turn(picture[None], rng)[0]
 
-    def _finish(self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor) -> Batch:
-        """images: the two inputs, then the targets, all at the targets' size."""
-        if self.recipe.photometric:
+    def _finish(
+        self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor, border: int
+    ) -> Batch:
+        """images: the two inputs, then the targets, all at the targets' size and with the border around them."""
+        recipe = self.recipe
+        if recipe.photometric:
             images = _photometric(images, rng)
-        frames = degrade(images[:2], (self.recipe.patch, self.recipe.patch))
-        return Batch(frames, times, images[2:], flow, visible)
+        frames = degrade(images[:2], (recipe.shown, recipe.shown))
+        if recipe.noise or recipe.exposure:
+            gain = np.exp(rng.uniform(-recipe.exposure, recipe.exposure, (2, 1, 1, 1)) / 2)
+            noise = rng.uniform(0, recipe.noise) * rng.standard_normal(frames.shape)
+            frames = (frames * torch.from_numpy(gain) + torch.from_numpy(noise)).clamp(0, 1).float()
+        inner = slice(border, images.shape[-1] - border)
+        return Batch(frames, times, images[2:, :, inner, inner], flow[:, inner, inner], visible[:, inner, inner])
 
 
 def _interest(patch: NDArray[np.uint8]) -> float:

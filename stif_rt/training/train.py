@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,9 +22,11 @@ from torch.utils.data import DataLoader
 from stif_rt.data.clips import Clip
 from stif_rt.files import whole_file
 from stif_rt.geometry import Box, make_geometry
-from stif_rt.model.config import CHANNELS
+from stif_rt.model.compact import CompactEncoder
+from stif_rt.model.config import CHANNELS, HEAD_STRIDE
 from stif_rt.model.siren import Siren
 from stif_rt.model.stif import STIF
+from stif_rt.model.velocity import Velocities, resize
 from stif_rt.ops.implicit.reference import ReferenceKernels
 from stif_rt.ops.implicit.weights import RADIANS, fold
 from stif_rt.training.examples import Batch, Batches, Recipe
@@ -33,16 +36,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """The paper's numbers.
+    """The paper's numbers, and what networks that find velocity need beside them.
 
     stage_one, stage_two: iterations at the fixed scale of ``recipe`` and at scales uniform in ``stage_two_scales``.
+    flow_only: whether the velocity head alone is trained, on known flow alone.
     batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
-    restarts every ``period`` iterations; over the first ``warm_up`` iterations it rises from zero. siren_share: share
-    of it that SIREN layers get, see ``parameter_groups``. betas: Adam's. clip_gradient: largest norm of the gradient,
-    None for no limit.
+    restarts every ``period`` iterations; over the first ``warm_up`` iterations it rises from zero. siren_share and
+    motion_share: shares of it that SIREN layers and the velocity head get, see ``parameter_groups``; at a share of 0
+    the head is not trained, and no gradient of it is computed. betas, eps: Adam's. Of a loss that is a mean, gradients
+    are as small as 1e-11 in the paper's alignment; the usual eps of 1e-8 would freeze it. clip_gradient: largest norm
+    of the gradient of the velocity head, of the rest of the encoder and of the implicit functions, each by itself; None
+    for no limit.
     average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
-    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known; it follows
-        the learning rate.
+    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known. levels_weight:
+        of the errors of the velocity at all levels of its pyramid; smooth_weight: of its slope away from edges. These
+        three follow the learning rate. blend_weight: of the error of the blended frames without the residual.
     precision: dtype of the encoder's activations. In bfloat16 the implicit functions' products are bfloat16 too (and
         their pre-activations float32), otherwise they stay float32.
     save_every: iterations between checkpoints.
@@ -52,16 +60,22 @@ class Options:
     stage_one: int = 450_000
     stage_two: int = 150_000
     stage_two_scales: tuple[float, float] = (1.0, 4.0)
+    flow_only: bool = False
     batch: int = 24
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-7
     period: int = 150_000
     warm_up: int = 0
     siren_share: float = 1.0
+    motion_share: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-15
     clip_gradient: float | None = None
     average: float = 0.0
     flow_weight: float = 0.0
+    levels_weight: float = 0.0
+    smooth_weight: float = 0.0
+    blend_weight: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     save_every: int = 1000
     seed: int = 0
@@ -73,23 +87,31 @@ class Options:
         return warmth * (low + (high - low) * (1 + math.cos(math.pi * phase)) / 2)
 
 
-def parameter_groups(model: STIF, siren_share: float) -> list[dict[str, Any]]:
+def parameter_groups(model: STIF, siren_share: float = 1.0, motion_share: float = 1.0) -> list[dict[str, Any]]:
     """Parameters for the optimizer, each group with its ``share`` of the learning rate.
 
     A step moves a layer's pre-activations by up to 30 times rate, inputs and activation: by a whole radian at the usual
     rates where 256 sines come in and sines follow. Unless share is 1, such a layer gets a quarter of the others' share.
     """
+    head, encoder, functions = parts(model)
+    groups = [{"params": encoder, "share": 1.0}]
+    if head:
+        groups.append({"params": head, "share": motion_share})
     if siren_share == 1:
-        return [{"params": list(model.parameters()), "share": 1.0}]
+        return [*groups, {"params": functions, "share": 1.0}]
     hidden = [layer for net in model.implicit_functions.children() for layer in cast(Siren, net).linears[1:-1]]
     wide = [parameter for layer in hidden if layer.in_features > CHANNELS for parameter in layer.parameters()]
     known = set(wide)
-    others = [parameter for parameter in model.implicit_functions.parameters() if parameter not in known]
-    return [
-        {"params": list(model.encoder.parameters()), "share": 1.0},
-        {"params": others, "share": siren_share},
-        {"params": wide, "share": siren_share / 4},
-    ]
+    groups.append({"params": [parameter for parameter in functions if parameter not in known], "share": siren_share})
+    return [*groups, {"params": wide, "share": siren_share / 4}] if wide else groups
+
+
+def parts(model: STIF) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of the velocity head (none where there is none), of the rest of the encoder, of the functions."""
+    head = list(model.encoder.velocity_head.parameters()) if isinstance(model.encoder, CompactEncoder) else []
+    known = set(head)
+    encoder = [parameter for parameter in model.encoder.parameters() if parameter not in known]
+    return head, encoder, list(model.implicit_functions.parameters())
 
 
 def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
@@ -97,41 +119,117 @@ def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
     return torch.sqrt((output - truth) ** 2 + 1e-6).mean()
 
 
-def flow_error(flow: Tensor, batch: Batch) -> Tensor:
+def flow_error(flow: Tensor, batch: Batch, context: int = 0) -> Tensor:
     """Mean distance, in input pixels, between the flow and the known one, over where that is visible; 0 if nowhere.
 
-    flow: [B, T, H, W, 4], output pixels.
+    flow: [B, T, H, W, 4], output pixels. context: of the batch, see ``Recipe``.
     """
-    scale = batch.truth.shape[-1] / batch.frames.shape[-1]
+    scale = batch.truth.shape[-1] / (batch.frames.shape[-1] - 2 * context)
     difference = ((flow - batch.flow) / scale).unflatten(-1, (2, 2))  # (frame, axis)
     distance = torch.sqrt((difference**2).sum(-1) + 1e-4)
     return (distance * batch.visible).sum() / batch.visible.sum().clamp(min=1)
 
 
+LEVEL_SHARES = (0.05, 0.1, 0.2, 0.4, 1.0)
+"""Of the levels' errors, from coarse to fine."""
+
+
+def levels_error(levels: tuple[Tensor, ...], batch: Batch) -> Tensor:
+    """Weighted sum of the mean errors of the velocity, in input pixels, at every level of the pyramid; 0 where none is
+    known: only midway between the inputs is the velocity that of the flow.
+
+    levels: as ``Velocities`` has them. After Gauss-Newton an error counts half of what it does after the network.
+    """
+    scale = batch.truth.shape[-1] / batch.frames.shape[-1]
+    midway = (batch.times == 0.5).float()[..., None, None, None]
+    weight = batch.visible.amax(-1, keepdim=True) * midway
+    truth = (batch.flow[..., 2:] - batch.flow[..., :2]) / scale
+    truth, weight = ((truth * weight).sum(1).movedim(-1, 1), weight.sum(1).movedim(-1, 1).clamp(max=1))
+    total = truth.new_zeros(())
+    for number, v in enumerate(levels):
+        size = (v.shape[-2], v.shape[-1])
+        area = F.adaptive_avg_pool2d(weight, size)
+        known = (area > 0.5).float()
+        expected = F.adaptive_avg_pool2d(truth, size) / area.clamp(min=1e-4)
+        distance = ((v - expected).square().sum(1, keepdim=True) + 1e-4).sqrt()
+        share = LEVEL_SHARES[number // 2] * (1.0 if number % 2 else 0.5)
+        total = total + share * (distance * known).sum() / known.sum().clamp(min=1)
+    return total
+
+
+def slope(velocity: Tensor, frames: Tensor) -> Tensor:
+    """Mean slope of a velocity [B, 2, h, w] where the mean of the frames [B, 2, 3, H, W] has no edges."""
+    image = F.adaptive_avg_pool2d(frames.mean(1), (velocity.shape[-2], velocity.shape[-1]))
+    total = velocity.new_zeros(())
+    for dim in (-1, -2):
+        flat = (-10 * torch.diff(image, dim=dim).abs().mean(1)).exp()
+        total = total + (torch.diff(velocity, dim=dim).abs().sum(1) * flat).mean()
+    return total
+
+
+class Made(NamedTuple):
+    """rgb: [B, T, 3, H, W], not clamped; blend: the same without the residual, zero where there is none. flow:
+    [B, T, H, W, 4], output pixels, None for "-f". velocities: of a network that finds them itself."""
+
+    rgb: Tensor
+    blend: Tensor
+    flow: Tensor | None
+    velocities: Velocities | None
+
+
 class FastForm(nn.Module):
     """The model as it is trained: the same mathematics through the differentiable fast form of the kernels."""
 
-    def __init__(self, model: STIF, precision: str) -> None:
+    def __init__(self, model: STIF, precision: str, train_motion: bool = True) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.train_motion = train_motion
 
-    def forward(self, frames: Tensor, times: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """frames: [B, 2, 3, h, w]. times: [B, T].
-
-        Returns RGB [B, T, 3, H, W], not clamped, and the flow [B, T, H, W, 4] in output pixels, None for "-f".
-        """
-        dtype = getattr(torch, self.precision)
-        with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
-            features = self.model.encode(frames)
-        config = self.model.config
-        products = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        kernels = ReferenceKernels(fold(self.model.implicit_functions, RADIANS), products)
-        geometry = make_geometry(config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
+    def forward(self, frames: Tensor, times: Tensor, size: tuple[int, int], context: int = 0) -> Made:
+        """frames: [B, 2, 3, h, w]. times: [B, T]. size: (H, W) of the picture of what the context surrounds."""
+        velocities = None
+        if isinstance(self.model.encoder, CompactEncoder):
+            velocities = self.velocities(frames)
+        inner = [slice(context, side - context) for side in frames.shape[-2:]]
+        frames = frames[..., inner[0], inner[1]].contiguous()
+        with self._mixed(frames):
+            if velocities is None:
+                features = self.model.encode(frames)
+            else:
+                stride, encoder = self.model.config.feature_stride, cast(CompactEncoder, self.model.encoder)
+                border, (height, width) = context // stride, (side // stride for side in frames.shape[-2:])
+                v = resize(velocities.velocity, HEAD_STRIDE // stride)
+                v = v[..., border : border + height, border : border + width]
+                map0, map1 = (encoder.extract(frames[:, k], matching=False)[0] for k in (0, 1))
+                features = encoder.align(map0, map1, v)
+        functions = self.model.implicit_functions
+        kernels = ReferenceKernels(fold(functions, RADIANS), torch.bfloat16 if self._half else torch.float32)
+        geometry = make_geometry(self.model.config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
         whole = Box(0, 0, *size)
         projections = kernels.project(features.to(torch.float32), frames)
         feature, flow = kernels.implicit(projections, times, geometry, whole)
-        return kernels.decode(projections, feature, flow, times, geometry, whole, whole), flow
+        shown = times.new_zeros((*times.shape, *size, 4)) if flow is None else flow
+        said, blend = kernels.decode_apart(projections, feature, shown, times, geometry, whole, whole)
+        return Made(said + blend, blend, flow, velocities)
+
+    def velocities(self, frames: Tensor) -> Velocities:
+        """What the velocity head finds, of frames of any size. Without gradients unless it is trained."""
+        head = cast(CompactEncoder, self.model.encoder).velocity_head
+        h, w = frames.shape[-2:]
+        unit = self.model.config.multiple
+        padded = F.pad(frames.flatten(0, 1), (0, -w % unit, 0, -h % unit), mode="replicate").unflatten(0, (-1, 2))
+        with torch.set_grad_enabled(self.train_motion and torch.is_grad_enabled()), self._mixed(frames):
+            found: Velocities = head(*(head.extract(padded[:, k])[1] for k in (0, 1)))
+        return found
+
+    @property
+    def _half(self) -> bool:
+        return self.precision == "bfloat16"
+
+    def _mixed(self, frames: Tensor) -> torch.autocast:
+        dtype = getattr(torch, self.precision)
+        return torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32)
 
 
 class Step(NamedTuple):
@@ -165,20 +263,16 @@ def train(
     is left out and logged; raises FloatingPointError for a loss that is not.
     """
     rank, world = _join_processes(device)
-    if options.batch % world:
-        raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
-    if options.recipe.patch % 4:
-        raise ValueError(f"the patch must be a multiple of 4 pixels, not {options.recipe.patch}")
-    if model.config.fixed_time:
-        raise ValueError("a fixed-time model knows t = 0.5 only and cannot be trained on the times of a window")
+    _check(model, options, world)
     torch.manual_seed(options.seed)
     model.to(device).train()
-    network: nn.Module = FastForm(model, options.precision)
+    fast: nn.Module = FastForm(model, options.precision, train_motion=options.motion_share > 0)
+    objective = Objective(fast, options)
+    network: nn.Module = objective
     if world > 1:
-        unused = model.config.upsampling_head
-        network = DistributedDataParallel(network, find_unused_parameters=unused)
-    groups = parameter_groups(model, options.siren_share)
-    optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=options.betas)
+        network = DistributedDataParallel(objective, find_unused_parameters=_has_unused(model, options))
+    groups = parameter_groups(model, options.siren_share, options.motion_share)
+    optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=options.betas, eps=options.eps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average)) if options.average else None
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
     checkpoint = output / "last.pt"
@@ -194,20 +288,16 @@ def train(
         rate = options.learning_rate_at(number)
         for group, own in zip(optimizer.param_groups, groups, strict=True):  # a checkpoint's groups have its shares
             group["lr"] = rate * own["share"]
-        size = (batch.truth.shape[-2], batch.truth.shape[-1])
-        rgb, flow = network(batch.frames, batch.times, size)
-        loss = charbonnier(rgb, batch.truth)
-        known = flow is not None and bool(batch.visible.any())
-        error = flow_error(flow, batch) if known else loss.new_zeros(())
+        losses: Losses = network(batch, rate / options.learning_rate)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss + options.flow_weight * rate / options.learning_rate * error).backward()
-        if not loss.isfinite():
+        scaler.scale(losses.total).backward()
+        if not losses.total.isfinite():
             raise FloatingPointError(
-                f"the loss of iteration {number + 1} is {loss.item()}: the run has diverged. "
+                f"the loss of iteration {number + 1} is {losses.total.item()}: the run has diverged. "
                 f"{checkpoint} is of before; resume with a lower learning rate"
             )
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip_gradient or math.inf)
+        norm = _clip(model, options.clip_gradient)
         if norm.isfinite() or scaler.is_enabled():  # the scaler leaves such a step out by itself
             scaler.step(optimizer)
         else:
@@ -216,7 +306,7 @@ def train(
         if average is not None:
             average.update_parameters(model)
         now = time.perf_counter()
-        report(Step(number + 1, float(loss.detach()), float(error.detach()) if known else None, rate, now - start))
+        report(Step(number + 1, float(losses.picture.detach()), _number(losses.flow), rate, now - start))
         start = now
         if (number + 1) % options.save_every == 0 or number + 1 == total:
             if rank == 0:
@@ -228,6 +318,77 @@ def train(
         torch.distributed.barrier()  # none may leave while the first one still writes
         torch.distributed.destroy_process_group()
     return _usable(model, average)
+
+
+class Losses(NamedTuple):
+    """total: what is minimised. picture: its part that is the picture's, or the velocity's where that alone is trained.
+    flow: the flow's error in input pixels, None where none is known."""
+
+    total: Tensor
+    picture: Tensor
+    flow: Tensor | None
+
+
+class Objective(nn.Module):
+    """The loss of a batch, as a module: gradients of several processes meet in its parameters."""
+
+    def __init__(self, fast: nn.Module, options: Options) -> None:
+        super().__init__()
+        self.fast, self.options = cast(FastForm, fast), options
+
+    def forward(self, batch: Batch, warmth: float) -> Losses:
+        """warmth: of the learning rate, from 1 on downwards; the weights of what guides the flow follow it."""
+        options, known = self.options, bool(batch.visible.any())
+        if options.flow_only:
+            found = self.fast.velocities(batch.frames)
+            wrong = levels_error(found.levels, batch)
+            return Losses(wrong + options.smooth_weight * slope(found.velocity, batch.frames), wrong, None)
+        size = (batch.truth.shape[-2], batch.truth.shape[-1])
+        made = self.fast(batch.frames, batch.times, size, options.recipe.context)
+        picture = charbonnier(made.rgb, batch.truth)
+        total = picture
+        if options.blend_weight:
+            total = total + options.blend_weight * charbonnier(made.blend, batch.truth)
+        error = flow_error(made.flow, batch, options.recipe.context) if known and made.flow is not None else None
+        if error is not None:
+            total = total + warmth * options.flow_weight * error
+        if made.velocities is not None and self.fast.train_motion:
+            if options.levels_weight:
+                total = total + warmth * options.levels_weight * levels_error(made.velocities.levels, batch)
+            total = total + warmth * options.smooth_weight * slope(made.velocities.velocity, batch.frames)
+        return Losses(total, picture, error)
+
+
+def _check(model: STIF, options: Options, world: int) -> None:
+    recipe, config = options.recipe, model.config
+    if options.batch % world:
+        raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
+    unit = config.feature_stride if config.motion else config.multiple
+    if recipe.patch % unit or recipe.context % unit:
+        raise ValueError(f"patch and context must be multiples of {unit}, not {recipe.patch} and {recipe.context}")
+    if config.fixed_time:
+        raise ValueError("a fixed-time model knows t = 0.5 only and cannot be trained on the times of a window")
+    if not config.motion and (options.flow_only or options.levels_weight or options.smooth_weight or recipe.context):
+        raise ValueError("flow_only, levels_weight, smooth_weight and context are for a network with a velocity head")
+    if recipe.context and options.levels_weight:
+        raise ValueError("the levels' errors need flow that is known of all that is shown: context must be 0")
+    if options.flow_only and not recipe.middle:
+        raise ValueError("flow_only needs targets that are midway between the inputs: middle must not be 0")
+
+
+def _has_unused(model: STIF, options: Options) -> bool:
+    """Whether parameters get no gradient, which DistributedDataParallel must be told."""
+    return model.config.upsampling_head or options.flow_only or model.config.motion
+
+
+def _clip(model: STIF, limit: float | None) -> Tensor:
+    """Limits the gradient of each part by itself. Returns the largest of their norms before that."""
+    norms = [nn.utils.clip_grad_norm_(part, limit or math.inf) for part in parts(model) if part]
+    return torch.stack(norms).max()  # NaN where one is
+
+
+def _number(value: Tensor | None) -> float | None:
+    return None if value is None else float(value.detach())
 
 
 def _usable(model: STIF, average: AveragedModel | None) -> STIF:
