@@ -119,7 +119,7 @@ def _sine_and_cosine_of(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sine_of(r: Tensor) -> Tensor:
-    """sin(2 pi r) for r in [-1/2, 1/2]: the polynomial of csrc/cpu/kernels.h."""
+    """sin(2 pi r) for r in [-1/2, 1/2]: the polynomial of csrc/cpu/sine.h."""
     s = r * r
     p = -12.271262613 * s + 41.2053950574
     p = p * s - 76.5801005781
