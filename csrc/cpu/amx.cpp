@@ -28,8 +28,8 @@ struct TileConfiguration {
 };
 
 struct Amx : Bfloat16 {
-    static constexpr int depth = 32;
-    static constexpr int rows = 32, panels = 2, tile = 32;
+    static constexpr int k_align = 32;
+    static constexpr int mr = 32, nr_panels = 2, tile_pixels = 32;
     static constexpr bool matrix_unit = true;
 
     // 32 pixels times 16 N outputs. Tile numbers are immediates, so the four blocks are written out.
@@ -44,7 +44,7 @@ struct Amx : Bfloat16 {
             _tile_loadd(2, start + 16, start_bytes);
             _tile_loadd(3, start + 16 * start_stride + 16, start_bytes);
         }
-        for (int k = 0; k < inputs; k += depth) {
+        for (int k = 0; k < inputs; k += k_align) {
             _tile_loadd(4, x + k, x_bytes);
             _tile_loadd(5, x + 16 * x_stride + k, x_bytes);
             _tile_loadd(6, panels + k * lanes, 64);
@@ -80,9 +80,9 @@ void with_tiles(const Call &call, int64_t begin, int64_t end) {
 const Isa amx = {"amx",
                  true,
                  Amx::lanes,
-                 Amx::unit,
-                 Amx::depth,
-                 Amx::tile,
+                 Amx::kr,
+                 Amx::k_align,
+                 Amx::tile_pixels,
                  amx_unavailable,
                  with_tiles<stif_rt_implicit, implicit<Amx>>,
                  with_tiles<stif_rt_decode, decode<Amx>>,

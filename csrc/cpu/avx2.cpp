@@ -11,8 +11,8 @@ struct Avx2 {
     using Element = float;
     using Vector = __m256;
     using Operand = __m256;
-    static constexpr int lanes = 8, unit = 1, depth = 1;
-    static constexpr int rows = 6, panels = 2, tile = 48;
+    static constexpr int lanes = 8, kr = 1, k_align = 1;
+    static constexpr int mr = 6, nr_panels = 2, tile_pixels = 48;
     static constexpr bool matrix_unit = false;
 
     static Vector load(const float *p) { return _mm256_loadu_ps(p); }

@@ -11,8 +11,8 @@ struct Avx512 {
     using Element = float;
     using Vector = __m512;
     using Operand = __m512;
-    static constexpr int lanes = 16, unit = 1, depth = 1;
-    static constexpr int rows = 12, panels = 2, tile = 48;
+    static constexpr int lanes = 16, kr = 1, k_align = 1;
+    static constexpr int mr = 12, nr_panels = 2, tile_pixels = 48;
     static constexpr bool matrix_unit = false;
 
     static Vector load(const float *p) { return _mm512_loadu_ps(p); }

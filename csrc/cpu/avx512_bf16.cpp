@@ -7,8 +7,8 @@ namespace {
 
 struct Avx512Bf16 : Bfloat16 {
     using Operand = __m512bh;
-    static constexpr int depth = 2;
-    static constexpr int rows = 12, panels = 2, tile = 48;
+    static constexpr int k_align = 2;
+    static constexpr int mr = 12, nr_panels = 2, tile_pixels = 48;
     static constexpr bool matrix_unit = false;
 
     static Operand load_operand(const uint16_t *p) {

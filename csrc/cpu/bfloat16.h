@@ -11,7 +11,7 @@ namespace {
 struct Bfloat16 {
     using Element = uint16_t;
     using Vector = __m512;
-    static constexpr int lanes = 16, unit = 2;
+    static constexpr int lanes = 16, kr = 2;
 
     static Vector load(const float *p) { return _mm512_loadu_ps(p); }
     static void store(float *p, Vector v) { _mm512_storeu_ps(p, v); }

@@ -16,13 +16,14 @@ namespace {  // every source has its own copy, compiled with its own flags
 
 constexpr int TAPS = 9;
 
-// Four shares and neighbours of each position of one pixel, side by side so that the compiler computes several at once.
+// Four weights and neighbours of each position of one pixel, side by side so that the compiler computes several at
+// once.
 struct Positions {
     explicit Positions(int count)
         : memory(std::make_unique<float[]>(6 * int64_t(count))),
           indices(std::make_unique<int32_t[]>(4 * int64_t(count))) {
         for (int n = 0; n < 4; ++n) {
-            share[n] = memory.get() + n * int64_t(count);
+            weight[n] = memory.get() + n * int64_t(count);
             index[n] = indices.get() + n * int64_t(count);
         }
         tap_y = memory.get() + 4 * int64_t(count);
@@ -34,11 +35,11 @@ struct Positions {
     }
     std::unique_ptr<float[]> memory;
     std::unique_ptr<int32_t[]> indices;
-    float *tap_y, *tap_x, *share[4];
+    float *tap_y, *tap_x, *weight[4];
     int32_t *index[4];
 };
 
-// As `neighbours`, for all positions of pixel (i, j), with the modulation in the shares. Not inlined, or the compiler
+// As `neighbours`, for all positions of pixel (i, j), with the modulation in the weights. Not inlined, or the compiler
 // forgets that the arrays do not overlap.
 template <class Element>
 STIF_RT_NOINLINE void deformed_neighbours(const Element *__restrict offset, const Element *__restrict mask, float i,
@@ -60,15 +61,15 @@ STIF_RT_NOINLINE void deformed_neighbours(const Element *__restrict offset, cons
         const float down = (y - top) * modulation, up = modulation - down, right = x - left;
         const bool row_in = (row >= 0) & (row < height), below_in = row + 1 < height;
         const bool column_in = (column >= 0) & (column < width), next_in = column + 1 < width;
-        const float up_share = row_in ? up : 0.f, down_share = below_in ? down : 0.f;
-        const float left_share = column_in ? 1 - right : 0.f, right_share = next_in ? right : 0.f;
+        const float up_weight = row_in ? up : 0.f, down_weight = below_in ? down : 0.f;
+        const float left_weight = column_in ? 1 - right : 0.f, right_weight = next_in ? right : 0.f;
         const int32_t row0 = row < 0 ? 0 : (row < height ? row : height - 1), row1 = below_in ? row + 1 : height - 1;
         const int32_t column0 = column < 0 ? 0 : (column < width ? column : width - 1);
         const int32_t column1 = next_in ? column + 1 : width - 1;
-        p[n] = up_share * left_share;
-        q[n] = up_share * right_share;
-        r[n] = down_share * left_share;
-        s[n] = down_share * right_share;
+        p[n] = up_weight * left_weight;
+        q[n] = up_weight * right_weight;
+        r[n] = down_weight * left_weight;
+        s[n] = down_weight * right_weight;
         a[n] = row0 * width + column0;
         b[n] = row0 * width + column1;
         c[n] = row1 * width + column0;
@@ -86,12 +87,12 @@ void deform_conv(const stif_rt_deform_conv &call, int64_t begin, int64_t end) {
     const auto lines = [](int64_t bytes) {
         return std::make_unique<Line[]>((bytes + 63) / 64);
     };
-    const int groups = call.groups, channels = call.convolution.inputs / TAPS, share = channels / groups;
-    const int inputs = int(round_up(call.convolution.inputs, I::depth));
+    const int groups = call.groups, channels = call.convolution.inputs / TAPS, group_channels = channels / groups;
+    const int inputs = int(round_up(call.convolution.inputs, I::k_align));
     const int outputs = int(round_up(call.convolution.outputs, I::lanes));
     const int stride = row_stride<I>(int(round_up(inputs, I::lanes)));
-    const auto columns_memory = lines(int64_t(I::tile) * stride * sizeof(Element));
-    const auto out_memory = lines(int64_t(I::tile) * outputs * sizeof(Element));
+    const auto columns_memory = lines(int64_t(I::tile_pixels) * stride * sizeof(Element));
+    const auto out_memory = lines(int64_t(I::tile_pixels) * outputs * sizeof(Element));
     const auto sample_memory = lines(round_up(inputs, I::lanes) * sizeof(float));
     Element *columns = reinterpret_cast<Element *>(columns_memory.get());
     Element *out = reinterpret_cast<Element *>(out_memory.get());
@@ -99,31 +100,31 @@ void deform_conv(const stif_rt_deform_conv &call, int64_t begin, int64_t end) {
     const Positions at(groups * TAPS);
     const Element *image = static_cast<const Element *>(call.x);
 
-    for (int64_t from = begin; from < end; from += I::tile) {
-        const int64_t count = from + I::tile < end ? I::tile : end - from;
+    for (int64_t from = begin; from < end; from += I::tile_pixels) {
+        const int64_t count = from + I::tile_pixels < end ? I::tile_pixels : end - from;
         for (int p = 0; p < count; ++p) {
             const int64_t pixel = from + p;
             deformed_neighbours(static_cast<const Element *>(call.offset) + pixel * call.offset_stride,
                                 static_cast<const Element *>(call.mask) + pixel * call.mask_stride,
                                 float(pixel / call.width), float(pixel % call.width), int32_t(call.height),
-                                int32_t(call.width), groups * TAPS, at.tap_y, at.tap_x, at.share[0], at.share[1],
-                                at.share[2], at.share[3], at.index[0], at.index[1], at.index[2], at.index[3]);
+                                int32_t(call.width), groups * TAPS, at.tap_y, at.tap_x, at.weight[0], at.weight[1],
+                                at.weight[2], at.weight[3], at.index[0], at.index[1], at.index[2], at.index[3]);
             for (int g = 0; g < groups; ++g)
                 for (int k = 0; k < TAPS; ++k) {
                     const int n = g * TAPS + k;
-                    const float p0 = at.share[0][n], p1 = at.share[1][n], p2 = at.share[2][n], p3 = at.share[3][n];
-                    const Element *__restrict a = image + at.index[0][n] * call.x_stride + g * share;
-                    const Element *__restrict b = image + at.index[1][n] * call.x_stride + g * share;
-                    const Element *__restrict c = image + at.index[2][n] * call.x_stride + g * share;
-                    const Element *__restrict d = image + at.index[3][n] * call.x_stride + g * share;
-                    float *__restrict to = sample + k * channels + g * share;
+                    const float p0 = at.weight[0][n], p1 = at.weight[1][n], p2 = at.weight[2][n], p3 = at.weight[3][n];
+                    const Element *__restrict a = image + at.index[0][n] * call.x_stride + g * group_channels;
+                    const Element *__restrict b = image + at.index[1][n] * call.x_stride + g * group_channels;
+                    const Element *__restrict c = image + at.index[2][n] * call.x_stride + g * group_channels;
+                    const Element *__restrict d = image + at.index[3][n] * call.x_stride + g * group_channels;
+                    float *__restrict to = sample + k * channels + g * group_channels;
                     const auto mix = [&](int e) {
                         to[e] = p0 * to_float(a[e]) + p1 * to_float(b[e]) + (p2 * to_float(c[e]) + p3 * to_float(d[e]));
                     };
                     int e = 0;
-                    for (; e + 8 <= share; e += 8)  // eight at a time: the paper's groups are that wide
+                    for (; e + 8 <= group_channels; e += 8)  // eight at a time: the paper's groups are that wide
                         for (int lane = 0; lane < 8; ++lane) mix(e + lane);
-                    for (; e < share; ++e) mix(e);
+                    for (; e < group_channels; ++e) mix(e);
                 }
             convert<I>(sample, columns + p * stride, inputs);
         }

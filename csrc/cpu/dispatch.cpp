@@ -36,11 +36,11 @@ uint16_t to_bfloat16(float value) {  // to nearest, ties to even
 
 template <class Element, class Convert>
 void pack(const Isa &isa, const float *weight, int inputs, int outputs, Element *to, Convert convert) {
-    const int64_t padded = round_up(inputs, isa.depth);
+    const int64_t padded = round_up(inputs, isa.k_align);
     for (int64_t o = 0; o < round_up(outputs, isa.lanes); ++o)
         for (int64_t i = 0; i < padded; ++i) {
             const int64_t panel = o / isa.lanes, lane = o % isa.lanes;
-            const int64_t at = (panel * padded + i / isa.unit * isa.unit) * isa.lanes + lane * isa.unit + i % isa.unit;
+            const int64_t at = (panel * padded + i / isa.kr * isa.kr) * isa.lanes + lane * isa.kr + i % isa.kr;
             to[at] = convert(o < outputs && i < inputs ? weight[o * inputs + i] : 0.f);
         }
 }
@@ -96,7 +96,7 @@ const char *stif_rt_isa_unavailable(int32_t isa) {
 
 int64_t stif_rt_packed_bytes(int32_t isa, int32_t inputs, int32_t outputs) {
     const Isa &set = *ISAS[isa];
-    const int64_t weights = round_up(inputs, set.depth) * round_up(outputs, set.lanes);
+    const int64_t weights = round_up(inputs, set.k_align) * round_up(outputs, set.lanes);
     return round_up(outputs, PANEL_BIAS) * int64_t(sizeof(float)) + weights * (set.bfloat16 ? 2 : 4);
 }
 
@@ -113,19 +113,19 @@ void stif_rt_pack(int32_t isa, const float *weight, const float *bias, int32_t i
 
 int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *call, int32_t threads) {
     const Isa &set = *ISAS[isa];
-    return in_parallel(call->box.height * call->box.width, 16 * set.tile, threads,
+    return in_parallel(call->box.height * call->box.width, 16 * set.tile_pixels, threads,
                        [&](int64_t begin, int64_t end) { set.implicit(*call, begin, end); });
 }
 
 int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *call, int32_t threads) {
     const Isa &set = *ISAS[isa];
-    return in_parallel(call->region.height * call->region.width, 16 * set.tile, threads,
+    return in_parallel(call->region.height * call->region.width, 16 * set.tile_pixels, threads,
                        [&](int64_t begin, int64_t end) { set.decode(*call, begin, end); });
 }
 
 int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *call, int32_t threads) {
     const Isa &set = *ISAS[isa];
-    return in_parallel(call->height * call->width, 8 * set.tile, threads,
+    return in_parallel(call->height * call->width, 8 * set.tile_pixels, threads,
                        [&](int64_t begin, int64_t end) { set.deform_conv(*call, begin, end); });
 }
 

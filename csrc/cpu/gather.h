@@ -22,11 +22,11 @@ inline float to_float(uint16_t bfloat16) {
     return value;
 }
 
-// The four neighbours of a position and their shares; a neighbour outside the map has share zero, and its index is
+// The four neighbours of a position and their weights; a neighbour outside the map has weight zero, and its index is
 // that of the nearest pixel inside, so that whatever the position, nothing outside is read.
 struct Neighbours {
     int64_t index[4];
-    float share[4];
+    float weight[4];
 };
 
 // y, x: position in pixels, any value. A NaN counts as far outside.
@@ -42,10 +42,10 @@ inline Neighbours neighbours(float y, float x, int64_t height, int64_t width) {
     const int64_t row0 = up_in ? row : (row < 0 ? 0 : height - 1), row1 = down_in ? row + 1 : height - 1;
     const int64_t column0 = left_in ? column : (column < 0 ? 0 : width - 1),
                   column1 = right_in ? column + 1 : width - 1;
-    const float up_share = up_in ? 1 - down : 0, down_share = down_in ? down : 0;
-    const float left_share = left_in ? 1 - right : 0, right_share = right_in ? right : 0;
+    const float up_weight = up_in ? 1 - down : 0, down_weight = down_in ? down : 0;
+    const float left_weight = left_in ? 1 - right : 0, right_weight = right_in ? right : 0;
     return {{row0 * width + column0, row0 * width + column1, row1 * width + column0, row1 * width + column1},
-            {up_share * left_share, up_share * right_share, down_share * left_share, down_share * right_share}};
+            {up_weight * left_weight, up_weight * right_weight, down_weight * left_weight, down_weight * right_weight}};
 }
 
 // sum[c] = start[c] + bilinear sample of a 64-channel map.
@@ -56,7 +56,7 @@ inline void gather(const Element *__restrict map, const Neighbours &at, const fl
     const Element *__restrict b = map + at.index[1] * CHANNELS;
     const Element *__restrict c = map + at.index[2] * CHANNELS;
     const Element *__restrict d = map + at.index[3] * CHANNELS;
-    const float p = at.share[0], q = at.share[1], r = at.share[2], s = at.share[3];
+    const float p = at.weight[0], q = at.weight[1], r = at.weight[2], s = at.weight[3];
     for (int i = 0; i < CHANNELS; ++i)
         sum[i] = start[i] + (p * to_float(a[i]) + q * to_float(b[i]) + (r * to_float(c[i]) + s * to_float(d[i])));
 }

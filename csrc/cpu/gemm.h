@@ -25,7 +25,7 @@ inline void register_block(const typename I::Element *x, int x_stride, int input
                            int64_t panel, const float *start, int start_stride, Emit emit) {
     typename I::Vector sums[M * N];
     STIF_RT_UNROLL for (int i = 0; i < M * N; ++i) sums[i] = I::load(start + i / N * start_stride + i % N * I::lanes);
-    for (int k = 0; k < inputs; k += I::unit) {
+    for (int k = 0; k < inputs; k += I::kr) {
         typename I::Operand weights[N];
         STIF_RT_UNROLL for (int n = 0; n < N; ++n) weights[n] = I::load_operand(panels + n * panel + k * I::lanes);
         STIF_RT_UNROLL for (int i = 0; i < M * N; ++i) {
@@ -41,14 +41,14 @@ inline void register_block(const typename I::Element *x, int x_stride, int input
 template <class I, bool SINE, class Y>
 void linear(const typename I::Element *x, int x_stride, const stif_rt_linear &layer, const float *start,
             int start_stride, Y *y, int y_stride) {
-    const int inputs = int(round_up(layer.inputs, I::depth));
+    const int inputs = int(round_up(layer.inputs, I::k_align));
     const int outputs = int(round_up(layer.outputs, I::lanes));
     const int64_t panel = int64_t(inputs) * I::lanes;
     const auto *panels = reinterpret_cast<const typename I::Element *>(static_cast<const float *>(layer.packed) +
                                                                        round_up(layer.outputs, PANEL_BIAS));
     for (int o = 0; o < outputs;) {
-        const bool wide = o + I::panels * I::lanes <= outputs;
-        for (int p = 0; p < I::tile; p += I::rows) {
+        const bool wide = o + I::nr_panels * I::lanes <= outputs;
+        for (int p = 0; p < I::tile_pixels; p += I::mr) {
             const auto emit = [&](int m, int n, typename I::Vector sum) {
                 I::store(y + (p + m) * y_stride + o + n * I::lanes, SINE ? sine<I>(sum) : sum);
             };
@@ -56,20 +56,20 @@ void linear(const typename I::Element *x, int x_stride, const stif_rt_linear &la
             const float *from = start + p * start_stride + o;
             if constexpr (I::matrix_unit) {
                 if (wide)
-                    I::template matrix_block<I::panels>(rows, x_stride, inputs, panels, panel, from, start_stride,
-                                                        emit);
+                    I::template matrix_block<I::nr_panels>(rows, x_stride, inputs, panels, panel, from, start_stride,
+                                                           emit);
                 else
                     I::template matrix_block<1>(rows, x_stride, inputs, panels, panel, from, start_stride, emit);
             } else {
                 if (wide)
-                    register_block<I, I::rows, I::panels>(rows, x_stride, inputs, panels, panel, from, start_stride,
-                                                          emit);
+                    register_block<I, I::mr, I::nr_panels>(rows, x_stride, inputs, panels, panel, from, start_stride,
+                                                           emit);
                 else
-                    register_block<I, I::rows, 1>(rows, x_stride, inputs, panels, panel, from, start_stride, emit);
+                    register_block<I, I::mr, 1>(rows, x_stride, inputs, panels, panel, from, start_stride, emit);
             }
         }
-        o += wide ? I::panels * I::lanes : I::lanes;
-        panels += wide ? I::panels * panel : panel;
+        o += wide ? I::nr_panels * I::lanes : I::lanes;
+        panels += wide ? I::nr_panels * panel : panel;
     }
 }
 

@@ -23,14 +23,14 @@ template <class I>
 struct Workspace {
     using Element = typename I::Element;
     static constexpr int stride = row_stride<I>(STIF_RT_WIDEST);
-    alignas(64) Element a[I::tile * stride];
-    alignas(64) Element b[I::tile * stride];
-    alignas(64) Element feature[I::tile * CHANNELS];
-    alignas(64) float first[I::tile * CHANNELS];
-    alignas(64) float last[I::tile * CHANNELS];
+    alignas(64) Element a[I::tile_pixels * stride];
+    alignas(64) Element b[I::tile_pixels * stride];
+    alignas(64) Element feature[I::tile_pixels * CHANNELS];
+    alignas(64) float preact[I::tile_pixels * CHANNELS];
+    alignas(64) float last[I::tile_pixels * CHANNELS];
 };
 
-// A SIREN on one tile. `first` holds what has been gathered for the first layer, start included; `local`, where given,
+// A SIREN on one tile. `preact` holds what has been gathered for the first layer, start included; `local`, where given,
 // the activations that meet the first layer's local columns. The result is written to y.
 template <class I, class Y>
 void siren(const stif_rt_siren &network, Workspace<I> &w, const typename I::Element *local, int local_stride, Y *y,
@@ -38,11 +38,11 @@ void siren(const stif_rt_siren &network, Workspace<I> &w, const typename I::Elem
     constexpr int stride = Workspace<I>::stride;
     typename I::Element *x = w.b, *next = w.a;
     if (local) {
-        linear<I, true>(local, local_stride, network.local, w.first, CHANNELS, x, stride);
+        linear<I, true>(local, local_stride, network.local, w.preact, CHANNELS, x, stride);
     } else {
-        for (int p = 0; p < I::tile; ++p)
+        for (int p = 0; p < I::tile_pixels; ++p)
             for (int c = 0; c < CHANNELS; c += I::lanes)
-                I::store(x + p * stride + c, sine<I>(I::load(w.first + p * CHANNELS + c)));
+                I::store(x + p * stride + c, sine<I>(I::load(w.preact + p * CHANNELS + c)));
     }
     for (int n = 0; n + 1 < network.hidden_count; ++n) {
         const stif_rt_linear &layer = network.hidden[n];
@@ -75,7 +75,7 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     const Element *bilinear_map = static_cast<const Element *>(call.bilinear_map);
     const stif_rt_axis &vertical = call.vertical, &horizontal = call.horizontal;
     const auto each = [&](int64_t from, auto body) {  // the last tile repeats its last pixel
-        for (int p = 0; p < I::tile; ++p) {
+        for (int p = 0; p < I::tile_pixels; ++p) {
             const int64_t pixel = from + p < end ? from + p : end - 1;
             body(p, call.box.top + pixel / call.box.width, call.box.left + pixel % call.box.width);
         }
@@ -83,15 +83,15 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     const auto spatial = [&](auto *y) {  // the first network on one tile
         siren<I>(call.first, *w, nullptr, 0, y, CHANNELS);
     };
-    for (int64_t from = begin; from < end; from += I::tile) {
-        const int64_t count = from + I::tile < end ? I::tile : end - from;
+    for (int64_t from = begin; from < end; from += I::tile_pixels) {
+        const int64_t count = from + I::tile_pixels < end ? I::tile_pixels : end - from;
         const auto located = [&](int p, int64_t i, int64_t j) {
-            float *__restrict first = w->first + p * CHANNELS;
+            float *__restrict preact = w->preact + p * CHANNELS;
             const Element *__restrict cell =
                 nearest_map + (vertical.cells[i] * horizontal.cell_count + horizontal.cells[j]) * CHANNELS;
             const float y = vertical.relative[i], x = horizontal.relative[j];
             for (int c = 0; c < CHANNELS; ++c)
-                first[c] =
+                preact[c] =
                     call.first.start[c] + to_float(cell[c]) + y * call.relative[c] + x * call.relative[CHANNELS + c];
         };
         if (nearest_map) each(from, located);
@@ -101,7 +101,7 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
                 spatial(w->feature);
                 std::memcpy(feature, w->feature, count * CHANNELS * sizeof(Element));
             } else {
-                for (int p = 0; p < I::tile; ++p)  // the last tile repeats its last pixel
+                for (int p = 0; p < I::tile_pixels; ++p)  // the last tile repeats its last pixel
                     std::memcpy(w->feature + p * CHANNELS, feature + (p < count ? p : count - 1) * CHANNELS,
                                 CHANNELS * sizeof(Element));
             }
@@ -110,7 +110,7 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
                 gather(bilinear_map,
                        neighbours(vertical.positions[i], horizontal.positions[j], vertical.cell_count,
                                   horizontal.cell_count),
-                       call.second.start, w->first + p * CHANNELS);
+                       call.second.start, w->preact + p * CHANNELS);
             });
             siren<I>(call.second, *w, w->feature, CHANNELS, w->last, CHANNELS);
         } else {
@@ -159,14 +159,14 @@ void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
     const Element *feature = static_cast<const Element *>(call.feature);
     constexpr int stride = Workspace<I>::stride;
     alignas(64) float zeros[CHANNELS] = {}, sample[CHANNELS];
-    float warped[I::tile][2][3];
-    for (int64_t from = begin; from < end; from += I::tile) {
-        const int64_t count = from + I::tile < end ? I::tile : end - from;
-        for (int p = 0; p < I::tile; ++p) {
+    float warped[I::tile_pixels][2][3];
+    for (int64_t from = begin; from < end; from += I::tile_pixels) {
+        const int64_t count = from + I::tile_pixels < end ? I::tile_pixels : end - from;
+        for (int p = 0; p < I::tile_pixels; ++p) {
             const int64_t pixel = from + p < end ? from + p : end - 1;
             const float i = float(call.region.top + pixel / call.region.width);
             const float j = float(call.region.left + pixel % call.region.width);
-            float *first = w->first + p * CHANNELS;
+            float *preact = w->preact + p * CHANNELS;
             const float *start = call.decoder.start;
             for (int k = 0; k < 2; ++k) {
                 const float u = call.flow ? call.flow[pixel * 4 + 2 * k] : 0;
@@ -184,8 +184,8 @@ void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
                            neighbours(to_pixels(y, vertical.extent), to_pixels(x, horizontal.extent),
                                       vertical.cell_count, horizontal.cell_count),
                            start, sample);
-                    std::memcpy(first, sample, sizeof sample);
-                    start = first;
+                    std::memcpy(preact, sample, sizeof sample);
+                    start = preact;
                 }
                 if (call.frames) {
                     const float *frame = call.frames + k * vertical.inputs * horizontal.inputs * 3;
@@ -197,12 +197,12 @@ void decode(const stif_rt_decode &call, int64_t begin, int64_t end) {
                         sample_bilinear<3>(frame, row, column, vertical.inputs, horizontal.inputs, warped[p][k]);
                 }
             }
-            if (start != first) std::memcpy(first, start, CHANNELS * sizeof(float));
+            if (start != preact) std::memcpy(preact, start, CHANNELS * sizeof(float));
         }
         siren<I>(call.decoder, *w, feature ? w->a : nullptr, stride, w->last, CHANNELS);
         const int64_t plane = call.region.height * call.region.width;
-        float first_weight[I::tile];
-        for (int p = 0; p < I::tile; ++p)
+        float first_weight[I::tile_pixels];
+        for (int p = 0; p < I::tile_pixels; ++p)
             first_weight[p] = call.blend ? first_frame_weight(w->last[p * CHANNELS + 3], call.time) : 1 - call.time;
         for (int p = 0; p < count; ++p) {
             float *colour = w->last + p * CHANNELS;

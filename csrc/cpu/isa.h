@@ -9,9 +9,9 @@ struct Isa {
     const char *name;
     bool bfloat16;
     int lanes;                     // outputs in a panel of packed weights
-    int unit;                      // consecutive inputs that one instruction consumes
-    int depth;                     // inputs are padded to a multiple of this
-    int tile;                      // pixels worked on together
+    int kr;                        // consecutive inputs that one instruction consumes
+    int k_align;                   // inputs are padded to a multiple of this
+    int tile_pixels;               // pixels worked on together
     const char *(*unavailable)();  // why the CPU or the operating system cannot run it; nullptr where they can
     // Pixels [begin, end) of the box, the region or the image, counted row by row.
     void (*implicit)(const stif_rt_implicit &, int64_t begin, int64_t end);
@@ -27,7 +27,7 @@ static inline int64_t round_up(int64_t value, int64_t step) {
     return (value + step - 1) / step * step;
 }
 
-// A packed layer is its bias, padded to PANEL_BIAS, then one panel after another: [inputs / unit, lanes, unit].
+// A packed layer is its bias, padded to PANEL_BIAS, then one panel after another: [inputs / kr, lanes, kr].
 constexpr int PANEL_BIAS = 16;
 
 }  // namespace stif_rt

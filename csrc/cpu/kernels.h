@@ -15,8 +15,8 @@ namespace {  // every source has its own copy, compiled with its own flags
 template <class I>
 constexpr Isa describe(const char *name, const char *(*unavailable)()) {
     return {name,        sizeof(typename I::Element) == 2,
-            I::lanes,    I::unit,
-            I::depth,    I::tile,
+            I::lanes,    I::kr,
+            I::k_align,  I::tile_pixels,
             unavailable, implicit<I>,
             decode<I>,   deform_conv<I>,
             sine_all<I>};

@@ -8,8 +8,8 @@ struct Portable {
     using Element = float;
     typedef float Vector __attribute__((vector_size(16)));
     using Operand = Vector;
-    static constexpr int lanes = 4, unit = 1, depth = 1;
-    static constexpr int rows = 4, panels = 2, tile = 48;
+    static constexpr int lanes = 4, kr = 1, k_align = 1;
+    static constexpr int mr = 4, nr_panels = 2, tile_pixels = 48;
     static constexpr bool matrix_unit = false;
 
     static Vector load(const float *p) {
