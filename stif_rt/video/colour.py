@@ -23,7 +23,7 @@ from stif_rt.video.planes import Layout, layout, pack, unpack
 from stif_rt.video.resampling import enlarge, reduce
 
 IDENTITY, BT709, UNSPECIFIED, BT470BG, SMPTE170M, YCGCO, BT2020 = 0, 1, 2, 5, 6, 8, 9
-PQ, HLG = 16, 18
+LINEAR, PQ, HLG = 8, 16, 18
 LIMITED, FULL = 1, 2
 LUMA_WEIGHTS = {
     BT709: (0.2126, 0.0722),
@@ -132,7 +132,7 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
     return Colour(
         matrix=matrix,
         primaries=frame.color_primaries,
-        transfer=frame.color_trc,
+        transfer=LINEAR if codec == "exr" and frame.color_trc == UNSPECIFIED else frame.color_trc,
         full_range=full_range,
         siting=siting,
         bits=max(component.bits for component in frame.format.components) if name != "pal8" else 8,

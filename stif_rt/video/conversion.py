@@ -1,14 +1,15 @@
 """What turns the decoded frames of one input into upright RGB pictures."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import av
 import torch
 
-from stif_rt.video.colour import Colour, Picture, describe, to_rgb
+from stif_rt.video.colour import LINEAR, Colour, Picture, describe, to_rgb
 from stif_rt.video.options import Tonemap
 from stif_rt.video.orientation import Orientation, exif_orientation, frame_orientation
-from stif_rt.video.tonemap import content_peak, tonemap, tonemapped
+from stif_rt.video.tonemap import SRGB, content_peak, from_light, tonemap, tonemapped
 
 
 @dataclass
@@ -29,11 +30,16 @@ class Conversion:
     _described: dict[tuple[int | str, ...], Colour] = field(default_factory=dict)
 
     def __call__(self, frame: av.VideoFrame, device: torch.device | str = "cpu") -> Picture:
-        """The picture of a frame, whose format and colours may differ from those of the first one."""
+        """The picture of a frame, whose format and colours may differ from those of the first one.
+
+        Linear light becomes sRGB: the network knows signals alone.
+        """
         colour = self._describe(frame)
         rgb, alpha = to_rgb(frame, colour, device)
         if self.operator is not None and colour.hdr:
             rgb = tonemap(rgb, colour, self.operator, content_peak(colour.mastering, colour.light_level))
+        if colour.transfer == LINEAR:
+            rgb = from_light(rgb, SRGB)
         return Picture(self.orientation.apply(rgb), None if alpha is None else self.orientation.apply(alpha))
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
@@ -67,4 +73,6 @@ def make_conversion(
     conversion = Conversion(colour, orientation, codec, operator)
     if operator is not None and colour.hdr:
         conversion.colour = tonemapped(colour)
+    if colour.transfer == LINEAR:
+        conversion.colour = dataclasses.replace(colour, transfer=SRGB)
     return conversion

@@ -63,11 +63,11 @@ class _Graph:
         """Pictures that are finished; this one not, but for ``give`` later."""
         self.waiting.append(picture if give else None)
         frame = picture.frame
-        kept = frame.pts, frame.time_base
+        times = frame.pts, frame.time_base
         frame.pts, frame.time_base = self.count, Fraction(1, 1000)  # the file's own times may be missing or repeat
         self.count += 1
         self.graph.push(frame)
-        frame.pts, frame.time_base = kept
+        _set_times(frame, *times)
         yield from self._finished()
 
     def finish(self) -> Iterator[Any]:
@@ -77,14 +77,20 @@ class _Graph:
     def _finished(self) -> Iterator[Any]:
         while self.waiting:
             try:
-                frame = self.graph.pull()
+                frame = self.graph.vpull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             picture = self.waiting.popleft()
             if picture is None:
                 continue
-            frame.pts, frame.time_base = picture.frame.pts, picture.frame.time_base
+            _set_times(frame, picture.frame.pts, picture.frame.time_base)
             yield picture._replace(frame=frame)
+
+
+def _set_times(frame: av.VideoFrame, pts: int | None, time_base: Fraction | None) -> None:
+    frame.pts = pts
+    if time_base is not None:  # None cannot be set
+        frame.time_base = time_base
 
 
 def _kind(frame: av.VideoFrame) -> tuple[int, int, str]:

@@ -1,6 +1,7 @@
 """Which codec and pixel format pictures are written in, and the pictures as its frames."""
 
 import dataclasses
+import os
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,6 +80,7 @@ class Encoding:
         sample_aspect_ratio: Fraction | None = None,
     ) -> av.VideoStream:
         """Adds a stream of such frames, one every 1 / ``rate`` seconds, to a container."""
+        os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 takes no option to say less
         stream = cast(av.VideoStream, container.add_stream(self.codec, rate=rate, options=self.options))
         stream.height, stream.width = size
         stream.pix_fmt, stream.time_base = self.pixel_format, 1 / rate

@@ -16,7 +16,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import av
 import av.container
@@ -33,7 +33,7 @@ from stif_rt.video.notices import Notices
 from stif_rt.video.options import Deinterlace, Tonemap
 from stif_rt.video.timing import Continuity, measured_rate, pts_are_invented, timeline
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv", ".flv"}
 PROBE = 16
 """Pictures that are decoded when a file is opened, to learn its size and what its timestamps are worth."""
@@ -235,6 +235,15 @@ def choose_video(container: av.container.InputContainer) -> av.VideoStream | Non
     return max(streams, key=rank, default=None)
 
 
+def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
+    """For VP8 and VP9 with transparency, a decoder that gives it: FFmpeg's own ones do not."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or tags.get("alpha_mode") != "1":
+        return None
+    return cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+
+
 class _Picture(NamedTuple):
     """A decoded picture; pts, dts and duration in ticks of its stream, None (0) where the file does not say."""
 
@@ -260,6 +269,7 @@ class _Decoder:
             raise ValueError(f"{path} has no video stream")
         stream.thread_type = "SLICE"  # threads for whole frames lose the pictures behind a damaged one at the end
         self.stream = stream
+        self._codec = _alpha_decoder(stream) or stream.codec_context
         self.continuity = Continuity(self.container, notices)
         self.end = self.video_end = Fraction(0)
         self.first_dts: int | None = None
@@ -293,7 +303,7 @@ class _Decoder:
     def _decode(self, packet: "av.Packet[Any] | None") -> list[av.VideoFrame]:
         """None for the pictures that the decoder still holds at the end."""
         try:
-            return self.stream.codec_context.decode(packet)
+            return self._codec.decode(packet)
         except av.FFmpegError:
             time = None if packet is None else packet.dts if packet.pts is None else packet.pts
             place = self.video_end if time is None or packet is None else time * packet.time_base

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import av
 import av.container
@@ -16,6 +16,7 @@ from stif_rt.files import publish
 from stif_rt.runtime import Runtime
 from stif_rt.video.colour import Components, Picture
 from stif_rt.video.job import Job, describe, differences, make_job
+from stif_rt.video.matroska import write_pixel_shape
 from stif_rt.video.notices import Notice
 from stif_rt.video.options import Cancellation, Progress, ProgressCallback, RenderOptions
 from stif_rt.video.reader import VideoReader
@@ -198,8 +199,7 @@ def check_encoding(job: Job, workspace: Workspace) -> None:
         write(job.encoding.components(Picture(torch.zeros(3, *job.layout.frame))))
     try:
         with workspace.temporary(f"trial{job.suffix}") as path, av.open(str(path), "w") as container:
-            stream = cast(av.VideoStream, container.add_stream(job.encoding.codec, rate=24))
-            stream.height, stream.width = 64, 64
+            job.encoding.add_stream(container, (64, 64), Fraction(24))
             with other_streams(job)(container):
                 container.start_encoding()
     except (av.FFmpegError, ValueError) as error:
@@ -229,6 +229,8 @@ def join(job: Job, workspace: Workspace, overwrite: bool, expected: int | None =
     files = check_segments(workspace, job.rates.playing, job.options.segment_frames, expected)
     with workspace.temporary(f"joined{job.suffix}") as path:
         join_video(workspace, files, path, job.rates.playing, other_streams(job))
+        if job.suffix in (".mkv", ".webm") and job.layout.sample_aspect_ratio:
+            write_pixel_shape(path, job.layout.sample_aspect_ratio)
         publish(path, job.output, overwrite)
     return sum(file.frames for file in files)
 

@@ -177,7 +177,10 @@ def join_video(
     with contextlib.ExitStack() as stack:
         template = stack.enter_context(av.open(str(workspace.segment(0).absolute())))
         container = stack.enter_context(av.open(str(path), "w", container_options=options or {}))
-        stream = container.add_stream_from_template(template.streams.video[0])
+        source = template.streams.video[0]
+        stream = container.add_stream_from_template(source, opaque=True)  # a decoder need not have an encoder's name
+        stream.codec_context.codec_tag = source.codec_context.codec_tag
+        stream.metadata.update({key: value for key, value in source.metadata.items() if key.lower() == "alpha_mode"})
         stream.time_base = 1 / rate
         mux_others = stack.enter_context(open_others(container))
         for number, packet in enumerate(joined_packets(workspace, files, stream, rate)):

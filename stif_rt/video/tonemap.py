@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stif_rt.video.colour import BT709, BT2020, HLG, PQ, Colour
+from stif_rt.video.colour import BT709, BT2020, HLG, LINEAR, PQ, Colour
 from stif_rt.video.options import Tonemap
 
 WHITE = 203.0
 """cd/m2 of HDR that become SDR white."""
 UNKNOWN_PEAK = 1000.0
 """cd/m2 of the brightest pixel where a stream does not say."""
-LINEAR, SRGB = 8, 13
+SRGB = 13
 GAMMAS = {4: 2.2, 5: 2.8, LINEAR: 1.0}
 """Exponents of plain power functions, by transfer characteristics; BT.1886's 2.4 for what is not named anywhere."""
 

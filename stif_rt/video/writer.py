@@ -88,7 +88,11 @@ class VideoWriter:
 
     def finish(self) -> None:
         """Writes what the encoder still holds."""
-        self.container.mux(self.stream.encode(None))
+        packets = self.stream.encode(None)
+        if self.count <= 2:  # x265 leaves the decoding times of such short clips undefined
+            for packet in packets:
+                packet.dts = packet.pts
+        self.container.mux(packets)
 
 
 def write_video(path: Path, images: Iterable[Image], rate: Fraction, crf: int = CRF) -> None:
