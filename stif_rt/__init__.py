@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 from stif_rt.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from stif_rt.runtime import Runtime
+    from stif_rt.runtime import Pair, Runtime
 
-__all__ = ["Runtime", "__version__"]
+__all__ = ["Pair", "Runtime", "__version__"]
 
-_MODULES = {"Runtime": "stif_rt.runtime"}
+_MODULES = {"Pair": "stif_rt.runtime", "Runtime": "stif_rt.runtime"}
 """Where public names are defined. They are imported when they are asked for, so that the command line starts fast."""
 
 

@@ -303,8 +303,13 @@ def build(folder: Path, *flags: str) -> Path:
 
 
 # What is run on other builds, which are slow
-EMULATED = "odd or one or shrunk or same or variant or flows or offsets or sine or threads or (deform and not 64)"
-SANITIZED = "one or shrunk or flows or offsets or sine or threads or (deform and slices and not 64)"
+EMULATED = (
+    "odd or one or shrunk or same or variant or flows or offsets or sine or threads or (deform and not 64) "
+    "or (region_is and corners) or (budget and 1000)"
+)
+SANITIZED = (
+    "one or shrunk or flows or offsets or sine or threads or (deform and slices and not 64) or (budget and 1000)"
+)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +339,7 @@ def test_in_another_build(request, tmp_path, tests, flags):
         lacking = ISAS if isinstance(installed, str) else [isa.name for isa in installed.isas if isa.unavailable]
         tests = f"({tests}) and ({' or '.join(lacking or ['amx'])})"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
+    command.append(str(ROOT / "tests" / "test_runtime_backends.py"))
     command += ["--native-library", str(library)]
     found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]

@@ -49,10 +49,11 @@ if triton_backend.interpreted():
 @needs_triton
 @compiling
 def test_interpreter_agrees_with_the_model():
-    """``test_implicit.py`` with Triton's kernels, and the tests below that are marked ``interpreted``."""
+    """``test_implicit.py`` and ``test_runtime_backends.py`` with Triton's kernels, and the tests below that are marked
+    ``interpreted``."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
-    tests = [str(HERE / name) for name in ("test_implicit.py", "test_implicit_triton.py")]
+    tests = [str(HERE / name) for name in ("test_implicit.py", "test_implicit_triton.py", "test_runtime_backends.py")]
     found = subprocess.run([*command, *tests], cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-6000:]
     assert " passed" in found.stdout

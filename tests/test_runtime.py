@@ -116,14 +116,14 @@ def test_result_does_not_depend_on_the_memory_budget(tiny_model, weights, frames
     runtime.encode(*frames)
     small = Runtime.load(weights, device="cpu", dtype="float32", max_memory=pixels * (64 * 4 + 16))
     largest = 0
-    inner = small._kernels.implicit
+    inner = small._renderer.kernels.implicit
 
     def spy(projections, times, geometry, box):
         nonlocal largest
         largest = max(largest, box.pixels)
         return inner(projections, times, geometry, box)
 
-    small._kernels.implicit = spy
+    small._renderer.kernels.implicit = spy
     small.encode(*frames)
     torch.testing.assert_close(small.render(0.3, scale=4), runtime.render(0.3, scale=4), atol=1e-5, rtol=0)
     assert 0 < largest <= pixels
@@ -180,7 +180,7 @@ def test_failed_encode_leaves_no_pair(runtime, frames):
 
 
 BAD_FRAMES = {
-    "no channels": (np.zeros((4, 4), np.uint8), ValueError, "shape"),
+    "no channels": (np.zeros(4, np.uint8), ValueError, "shape"),
     "channels first": (np.zeros((3, 4, 4), np.uint8), ValueError, r"\[h, w, 3\]"),
     "float channels last": (np.zeros((4, 4, 3), np.float32), ValueError, r"\[3, h, w\]"),
     "0..255 as float": (np.full((3, 4, 4), 255, np.float32), ValueError, "0, 1"),

@@ -1,19 +1,28 @@
 """The encoder through ``torch.compile``: what a GPU runs until an exported engine is given."""
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from stif_rt.engines.torch_eager import TorchEngine
+from stif_rt.engines.torch_eager import Extracted, TorchEngine
+from stif_rt.errors import is_out_of_memory
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import AnyEncoder
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 
 class CompiledEngine(TorchEngine):
-    """As ``TorchEngine``, compiled at the first call for each size; without a compiler it runs eagerly and says why."""
+    """As ``TorchEngine``, compiled at the first call, and at the second size once more, then for any size.
+
+    Where that fails it runs eagerly and says why. It is tried again after 1 call, after 2, 4, 8 and so on: a failure
+    may pass, and one that does not costs little in the end.
+    """
 
     name = "compiled"
 
@@ -21,19 +30,35 @@ class CompiledEngine(TorchEngine):
         self, encoder: AnyEncoder, device: torch.device, dtype: torch.dtype, backend: str = "inductor"
     ) -> None:
         super().__init__(encoder, device, dtype)
-        self.compiled = torch.compile(self.encoder, backend=backend, dynamic=False)
-        self.failed = False
+        # fullgraph: PyTorch raises, rather than run eagerly without a word, when it has compiled too many variants
+        self._extract = torch.compile(self.encoder.extract, backend=backend, fullgraph=True)
+        self._merge = torch.compile(self.encoder.merge, backend=backend, fullgraph=True)
+        self.failures = 0
+        """How often in a row it failed."""
+        self._calls_to_wait = 0
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
-        if not self.failed:
-            try:
-                features: Features = self.compiled(frames.to(self.dtype), velocity)
-                return features
-            except torch.cuda.OutOfMemoryError:
+    def extract(self, frames: Tensor) -> Extracted:
+        frames = frames.to(self.dtype, memory_format=torch.channels_last)
+        return self._run(self._extract, self.encoder.extract, frames)
+
+    @torch.inference_mode()
+    def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None) -> Features:
+        return self._run(self._merge, self.encoder.merge, [first, second], velocity)
+
+    def _run(self, compiled: Callable[..., R], eager: Callable[..., R], *args: object) -> R:
+        if self._calls_to_wait > 0:
+            self._calls_to_wait -= 1
+            return eager(*args)
+        try:
+            result = compiled(*args)
+        except Exception as error:  # a missing C compiler, an operation it cannot take: many kinds
+            if is_out_of_memory(error):
                 raise
-            except Exception as error:  # a missing C compiler, an operation it cannot take: many kinds
-                reason = " ".join(str(error).split())[:300]
-                log.warning("torch.compile cannot run the encoder, it runs eagerly: %s", reason)
-                self.failed = True
-        return super().__call__(frames, velocity)
+            self._calls_to_wait = 2**self.failures
+            self.failures += 1
+            reason = " ".join(str(error).split())[:300]
+            log.warning("torch.compile cannot run the encoder, it runs eagerly for now: %s", reason)
+            return eager(*args)
+        self.failures = 0
+        return result

@@ -14,7 +14,7 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, require_contiguous
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
@@ -60,6 +60,8 @@ class _Siren:
 class CpuKernels:
     """See the module's docstring, and ``Kernels`` for the shapes. Safe to use from several threads."""
 
+    name = "cpu"
+
     def __init__(self, weights: FoldedWeights, library: native.Library, isa: native.Isa) -> None:
         self.weights = weights
         self.dtype = isa.dtype
@@ -80,12 +82,11 @@ class CpuKernels:
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
+        require_contiguous(projections, times, feature)
         if self._first is None:
             return None, None
         size, known = (box.height, box.width), feature is not None
-        if feature is not None:
-            feature = feature.contiguous()
-        elif self.weights.sif is not None:
+        if feature is None and self.weights.sif is not None:
             counts = times.shape if self.weights.config.sif_time else (len(times), 1)
             feature = torch.empty(*counts, *size, CHANNELS, dtype=self.dtype, device="cpu")
         flow = (
@@ -130,12 +131,10 @@ class CpuKernels:
         box: Box,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
+        require_contiguous(projections, feature, flow, times)
         size, as_bytes, config = (region.height, region.width), output == torch.uint8, self.weights.config
         shape = (*times.shape, *size, 3) if as_bytes else (*times.shape, 3, *size)
         out = torch.empty(shape, dtype=output, device="cpu")
-        feature = None if feature is None else feature.contiguous()
-        flow = None if flow is None else flow.contiguous()
         for b, t in _indices(times):
             decoder, _keep = self._decoder.at(times[b, t], geometry)
             call = native.Decode(

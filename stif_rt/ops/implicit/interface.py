@@ -1,9 +1,10 @@
 """What a kernel backend is given and what it returns."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry
@@ -27,6 +28,18 @@ class Projections:
     frames: Tensor
     velocity: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the fields."""
+        velocity = () if self.velocity is None else (self.velocity,)
+        return (*self.sif, *self.tif, *self.decoder, self.frames, *velocity)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Projections":
+        """The same with each tensor replaced by what the function makes of it."""
+        sif, tif, decoder = (tuple(map(function, maps)) for maps in (self.sif, self.tif, self.decoder))
+        velocity = None if self.velocity is None else function(self.velocity)
+        return replace(self, sif=sif, tif=tif, decoder=decoder, frames=function(self.frames), velocity=velocity)
+
 
 def unsupported(config: Config, fields: Sequence[str]) -> str | None:
     """Why kernels that compute the paper's network, and of the later fields only these, cannot run a configuration."""
@@ -39,7 +52,16 @@ class Kernels(Protocol):
     """The two passes with one model's weights. B pairs, T times of each.
 
     ``times`` is float32 [B, T]. Nothing that a pass returns for a pixel depends on which box was asked for.
+
+    Every tensor that a pass is given is contiguous, and so is every one that it returns. Kernels index memory by that
+    rule, so each pass begins with ``require_contiguous``, whatever the backend: a slice that is passed as it is fails
+    on all of them.
     """
+
+    name: str
+    """The backend's, as in ``BACKENDS``."""
+    dtype: torch.dtype
+    """What products are computed in."""
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         """features: from the encoder, without what the padding added. frames: [B, 2, 3, h, w], RGB in [0, 1]."""
@@ -68,10 +90,19 @@ class Kernels(Protocol):
         geometry: Geometry,
         region: Box,
         box: Box,
+        output: torch.dtype = torch.float32,
     ) -> Tensor:
         """Pass 2 over the output pixels of ``region``.
 
         feature: F over ``box``, which contains every output pixel that the flow points to. flow: over ``region``.
-        Returns RGB, float32 [B, T, 3, region.height, region.width], not clamped.
+        Returns RGB: for ``output=torch.float32`` [B, T, 3, region.height, region.width], not clamped; for
+        ``torch.uint8`` [B, T, region.height, region.width, 3], clamped, times 255, rounded.
         """
         ...
+
+
+def require_contiguous(projections: Projections, *tensors: Tensor | None) -> None:
+    """Raises ValueError where a tensor that a pass was given is not contiguous."""
+    for x in (*projections.tensors, *tensors):
+        if x is not None and not x.is_contiguous():
+            raise ValueError(f"kernels take contiguous tensors only; one of shape {list(x.shape)} is a slice or a view")

@@ -24,7 +24,7 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_share
 from stif_rt.ops.implicit import training
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, require_contiguous
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
 
 CHUNK_PIXELS = 1 << 12
@@ -43,6 +43,8 @@ def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype
 class ReferenceKernels:
     """See the module's docstring, and ``Kernels`` for the shapes."""
 
+    name = "reference"
+
     def __init__(self, weights: FoldedWeights, dtype: torch.dtype = torch.float32) -> None:
         self.weights = weights
         self.dtype = dtype
@@ -53,6 +55,7 @@ class ReferenceKernels:
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
+        require_contiguous(projections, times, feature)
         if torch.is_grad_enabled():
             return self._implicit(projections, times, geometry, box, feature)
         weights, size = self.weights, (box.height, box.width)
@@ -110,7 +113,9 @@ class ReferenceKernels:
         geometry: Geometry,
         region: Box,
         box: Box,
+        output: torch.dtype = torch.float32,
     ) -> Tensor:
+        require_contiguous(projections, feature, flow, times)
         if flow is None:
             flow = times.new_zeros((*times.shape, region.height, region.width, 4))
         if torch.is_grad_enabled():
@@ -120,6 +125,8 @@ class ReferenceKernels:
             rows = slice(chunk.top - region.top, chunk.top - region.top + chunk.height)
             parts = self.decode_apart(projections, feature, flow[:, :, rows], times, geometry, chunk, box)
             rgb[:, :, :, rows] = parts[0] + parts[1]
+        if output == torch.uint8:
+            return rgb.clamp_(0, 1).mul_(255).round_().movedim(2, -1).to(output, memory_format=torch.contiguous_format)
         return rgb
 
     def decode_apart(

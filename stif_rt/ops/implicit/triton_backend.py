@@ -18,7 +18,7 @@ from stif_rt.geometry import Box, Geometry, in_output_pixels
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.ops.implicit.interface import Projections, unsupported
+from stif_rt.ops.implicit.interface import Projections, require_contiguous, unsupported
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
 FIELDS: tuple[str, ...] = ()
@@ -154,6 +154,8 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
 class TritonKernels:
     """See the module's docstring, and ``Kernels`` for the shapes."""
 
+    name = "triton"
+
     def __init__(self, weights: FoldedWeights, dtype: torch.dtype, launches: Launches) -> None:
         self.config = weights.config
         self.dtype = dtype
@@ -176,6 +178,7 @@ class TritonKernels:
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
+        require_contiguous(projections, times, feature)
         shape = (*times.shape, box.height, box.width)
         feature = None if self.sif is None else times.new_empty((*shape, CHANNELS), dtype=self.dtype)
         flow = None if self.tif is None else times.new_empty((*shape, 4))
@@ -218,7 +221,7 @@ class TritonKernels:
         box: Box,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        """As in ``Kernels``; or for ``output=torch.uint8`` clamped, times 255, rounded: [B, T, height, width, 3]."""
+        require_contiguous(projections, feature, flow, times)
         size = (region.height, region.width)
         shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
         out = times.new_empty(shape, dtype=output)

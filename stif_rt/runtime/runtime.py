@@ -1,0 +1,305 @@
+"""Load a model once, encode pairs of frames, render the pictures between them at any time and size."""
+
+import threading
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stif_rt.bundle import read_bundle
+from stif_rt.dtypes import dtype_name
+from stif_rt.engines import Engine, make_bundle_engine, make_engine
+from stif_rt.engines.torch_eager import Extracted, TorchEngine
+from stif_rt.errors import explain_out_of_memory
+from stif_rt.model.checkpoints import load_model
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.stif import STIF
+from stif_rt.ops.implicit import make_kernels
+from stif_rt.ops.implicit.interface import Kernels, Projections
+from stif_rt.runtime.cuda_graphs import FrameGraphs
+from stif_rt.runtime.device import choose_device, choose_dtype, parse_memory
+from stif_rt.runtime.frames import Frame, Picture, check_frame, check_values, is_same, upload
+from stif_rt.runtime.pair import Output, Pair, Renderer
+from stif_rt.runtime.requests import Region, Scale, Size, Times
+
+BUNDLED = "stif-s.safetensors"
+ENCODER_MAPS = 24
+"""About how many 64-channel maps of the frames' size the encoder has in memory at a time, for messages only."""
+
+
+class _Encoded(NamedTuple):
+    """A frame that the next pair of a video begins with.
+
+    pixels: as it was given, [B, 3, h, w], to recognise it by. frame: float32 in [0, 1] on the device. extracted: what
+    the encoder makes of the frame alone, where the engine gives that.
+    """
+
+    pixels: Tensor
+    frame: Tensor
+    extracted: Extracted | None
+
+
+class _Last(threading.local):
+    """What a thread has encoded last."""
+
+    tried: bool = False  # whether it has encoded at all, in vain or not
+    pair: Pair | None = None
+    second: _Encoded | None = None
+
+
+class Runtime:
+    """A model on one device, made by ``Runtime.load``. Threads can share it.
+
+    Attributes:
+        config: The network's configuration.
+        weights: What the weights were loaded from.
+        device: Where it computes.
+        dtype: What the implicit functions, and the encoder unless a bundle brings it, compute in.
+        max_memory: Bytes, see ``load``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_memory: int,
+        use_graph: bool = False,
+        weights: str = "a network in memory",
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = device
+        self.dtype = dtype
+        self.max_memory = max_memory
+        self._engine = engine
+        graphs = FrameGraphs(kernels, max_memory // 2) if use_graph else None
+        self._renderer = Renderer(config, kernels, device, dtype, max_memory, graphs)
+        self._last = _Last()
+        self._last_of_all: Pair | None = None
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        kernels: str = "auto",
+        encoder: str = "auto",
+        max_memory: int | str = 1 << 30,
+        use_graph: bool = False,
+    ) -> "Runtime":
+        """Load a model from a file or a bundle.
+
+        Args:
+            weights: A published ``.pth`` or a ``.safetensors`` file; None for the bundled ones; or a bundle, the folder
+                that ``stif-rt export bundle`` writes, whose encoder has an engine and a dtype of its own.
+            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, or PyTorch's own object.
+            dtype: ``float32``, ``float16``, ``bfloat16``, PyTorch's own object, or ``auto``, what the device is
+                fastest with: float16 on GPUs, bfloat16 on CPUs that have units for it, else float32.
+            kernels: The backend of the implicit functions, a name that ``stif-rt info`` lists, or ``auto``.
+            encoder: The encoder's engine, likewise.
+            max_memory: Bytes, or words such as ``"1GB"``, for the spatial feature and flow of the output pixels that
+                are worked on at a time, nearly all that ``render`` needs besides its result. Larger pictures are
+                rendered in tiles, with the same result. Tiles of 256 pixels are never split, even if what their flow
+                reads exceeds it.
+            use_graph: Replay whole frames as CUDA graphs: less work for the host, at the price of memory, up to half of
+                ``max_memory``.
+
+        Raises:
+            FileNotFoundError, ValueError: The weights cannot be used, or a name is unknown.
+            CannotRunError: The device or a backend cannot run here; the message has the reason.
+        """
+        options = _Options.check(device, dtype, max_memory, use_graph)
+        if weights is not None and Path(weights).is_dir():
+            bundle = read_bundle(Path(weights))
+            if dtype == "auto" and bundle.manifest.dtype == "float32":
+                options = options._replace(dtype=torch.float32)  # its encoder is exact, so the rest is too
+            engine = make_bundle_engine(encoder, bundle, options.device)
+            functions = make_kernels(kernels, bundle.functions(), options.device, options.dtype)
+            return cls(bundle.manifest.config, engine, functions, *options, weights=str(weights))
+        path = bundled_weights() if weights is None else Path(weights)
+        return cls._from_model(load_model(path), kernels, encoder, options, path.stem if weights is None else str(path))
+
+    @classmethod
+    def from_model(
+        cls,
+        model: STIF,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        kernels: str = "auto",
+        encoder: str = "auto",
+        max_memory: int | str = 1 << 30,
+        use_graph: bool = False,
+    ) -> "Runtime":
+        """Take over a network in memory: it is moved and converted. Arguments and errors are those of ``load``."""
+        options = _Options.check(device, dtype, max_memory, use_graph)
+        return cls._from_model(model, kernels, encoder, options, "a network in memory")
+
+    @classmethod
+    def _from_model(cls, model: STIF, kernels: str, encoder: str, options: "_Options", weights: str) -> "Runtime":
+        engine = make_engine(encoder, model.encoder, options.device, options.dtype)
+        functions = make_kernels(kernels, model.implicit_functions, options.device, options.dtype)
+        return cls(model.config, engine, functions, *options, weights=weights)
+
+    @property
+    def backend(self) -> str:
+        """The name of the kernels that run the implicit functions."""
+        return self._renderer.kernels.name
+
+    @property
+    def engine(self) -> str:
+        """The name of what runs the encoder."""
+        return self._engine.name
+
+    def encode(self, frame0: Picture, frame1: Picture) -> Pair:
+        """Encode the pair of frames that pictures are to lie between.
+
+        Frames are RGB or grey, of one size (h, w) from 1x1 up: uint8 arrays [h, w, 3] or [h, w]; uint8 tensors
+        [3, h, w] or [h, w, 3]; floating-point arrays or tensors [3, h, w] or [h, w] in [0, 1]; PIL pictures. Arrays and
+        tensors with channels may have a leading axis, a batch of B pairs. The frame that the pair before ended with is
+        not encoded again.
+
+        Args:
+            frame0: The frame at t = 0, or a batch of them.
+            frame1: The frame at t = 1, likewise.
+
+        Returns:
+            The pair. It shares no memory with the frames.
+
+        Raises:
+            TypeError, ValueError: The frames are something else; the message says which conversion to write.
+            OutOfMemoryError: The frames are too large for the memory.
+        """
+        last = self._last
+        last.pair, last.tried, self._last_of_all = None, True, None
+        first, second = check_frame(frame0, "frame0"), check_frame(frame1, "frame1")
+        if first.pixels.shape != second.pixels.shape or first.batched != second.batched:
+            sizes = " and ".join(_describe(frame) for frame in (first, second))
+            raise ValueError(f"both frames must have one size (h, w), not {sizes}")
+        B, _, h, w = first.pixels.shape
+        work = f"encoding two frames of {w}x{h}{f' in a batch of {B}' if B > 1 else ''}"
+        needed = B * h * w * CHANNELS * self.dtype.itemsize * ENCODER_MAPS
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=False),
+            explain_out_of_memory(work, needed, "give smaller frames or fewer at once, or dtype='bfloat16'"),
+        ):
+            projections = self._encode(first.pixels, second.pixels)
+        pair = Pair((h, w), B if first.batched else None, projections, self._renderer)
+        last.pair = self._last_of_all = pair
+        return pair
+
+    def render(
+        self,
+        t: Times,
+        scale: Scale = None,
+        *,
+        size: Size = None,
+        region: Region = None,
+        output: Output = "float32",
+    ) -> Tensor:
+        """Render from the pair that was encoded last: ``Pair.render``.
+
+        Where several threads share the runtime, each gets the pair that it has encoded last itself; a thread that has
+        encoded none gets the last one of all.
+
+        Raises:
+            RuntimeError: Nothing has been encoded.
+        """
+        return self._last_pair().render(t, scale, size=size, region=region, output=output)
+
+    def flow(self, t: Times, scale: Scale = None, *, size: Size = None, region: Region = None) -> Tensor:
+        """The flow of the pair that was encoded last: ``Pair.flow``. Which pair that is, ``render`` says."""
+        return self._last_pair().flow(t, scale, size=size, region=region)
+
+    def __repr__(self) -> str:
+        values = {"weights": self.weights, "engine": self.engine, "backend": self.backend}
+        values |= {"dtype": dtype_name(self.dtype), "device": str(self.device)}
+        return f"Runtime({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    def __copy__(self) -> "Runtime":
+        """A runtime that shares the network, which never changes, and has pairs of its own."""
+        twin = object.__new__(Runtime)
+        twin.__dict__.update(self.__dict__, _last=_Last(), _last_of_all=None)
+        return twin
+
+    def __deepcopy__(self, memo: object) -> "Runtime":
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Runtime cannot be pickled, nor handed to another process: it holds memory of the native code or of a "
+            "GPU. Load it there with Runtime.load; threads can share one"
+        )
+
+    def _last_pair(self) -> Pair:
+        pair = self._last.pair if self._last.tried else self._last_of_all
+        if pair is None:
+            raise RuntimeError("there is nothing to render yet: call encode(frame0, frame1) first")
+        return pair
+
+    def _encode(self, pixels0: Tensor, pixels1: Tensor) -> Projections:
+        """The projections of two frames, [B, 3, h, w] as they were given."""
+        first, self._last.second = self._last.second, None
+        if first is None or not is_same(first.pixels, pixels0):
+            first = self._prepare(pixels0, "frame0")
+        second = self._prepare(pixels1, "frame1")
+        h, w = pixels0.shape[-2:]
+        if isinstance(self._engine, TorchEngine):
+            first, second = (
+                frame if frame.extracted else frame._replace(extracted=self._engine.extract(self._pad(frame.frame)))
+                for frame in (first, second)
+            )
+            features = self._engine.merge(first.extracted, second.extracted)
+        else:
+            features = self._engine(torch.stack([self._pad(first.frame), self._pad(second.frame)], 1))
+        self._last.second = second
+        # cropped again, so that coordinates are those of the frames
+        features = features.cropped((h, w), self.config.feature_stride)
+        return self._renderer.kernels.project(features, torch.stack([first.frame, second.frame], 1))
+
+    def _pad(self, frame: Tensor) -> Tensor:
+        """The frame with its last row and column repeated, up to sides that the encoder takes."""
+        (h, w), multiple = frame.shape[-2:], self.config.multiple
+        return F.pad(frame, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+
+    def _prepare(self, pixels: Tensor, name: str) -> _Encoded:
+        check_values(pixels, name)
+        return _Encoded(*upload(pixels, self.device), None)
+
+
+class _Options(NamedTuple):
+    """Checked options, in the order in which ``Runtime`` takes them."""
+
+    device: torch.device
+    dtype: torch.dtype
+    max_memory: int
+    use_graph: bool
+
+    @classmethod
+    def check(
+        cls, device: str | torch.device, dtype: str | torch.dtype, max_memory: int | str, use_graph: bool
+    ) -> "_Options":
+        memory = parse_memory(max_memory)
+        chosen = choose_device(device)
+        if use_graph and chosen.type != "cuda":
+            raise ValueError(f"use_graph needs a CUDA GPU, and the device is {chosen.type!r}")
+        return cls(chosen, choose_dtype(dtype, chosen), memory, use_graph)
+
+
+def bundled_weights() -> Path:
+    """The weights that come with the package."""
+    return Path(str(files("stif_rt") / "weights" / BUNDLED))
+
+
+def _describe(frame: Frame) -> str:
+    B, _, h, w = frame.pixels.shape
+    return f"[{h}, {w}]" + (f" in a batch of {B}" if frame.batched else "")
