@@ -7,8 +7,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 import pytest
+import torch
 
 from stif_rt.video.deinterlace import deinterlaced
+from stif_rt.video.reader import open_reader
 
 CASES = Path(__file__).parent / "data" / "cases"
 
@@ -71,3 +73,17 @@ def test_pictures_between_interlaced_ones_and_changes_of_size():
         assert (a.frame.width, a.frame.height) == (b.frame.width, b.frame.height)
         if not a.frame.interlaced_frame:
             assert np.array_equal(a.frame.to_ndarray(), b.frame.to_ndarray())
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [("auto", 0), ("on", 0), ("off", 1)])
+def test_combs_are_never_left_in_silence(mode, warnings):
+    assert len(open_reader(CASES / "interlaced.mp4", deinterlace=mode).notices) == warnings
+
+
+@pytest.mark.parametrize("start", [Fraction(1, 10), Fraction(21, 100), Fraction(1, 2)])
+def test_a_part_equals_that_part_of_the_whole(start):
+    reader = open_reader(CASES / "interlaced.mp4")
+    whole = [frame for frame in reader if frame.end > start]
+    part = list(reader.read(start))
+    assert [frame.start for frame in part] == [frame.start for frame in whole]
+    assert all(torch.equal(a.picture.rgb, b.picture.rgb) for a, b in zip(part, whole, strict=True))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from stif_rt.video.colour import BT709, BT2020, IDENTITY, PQ, SMPTE170M, Colour, Picture, from_rgb, to_rgb
+from stif_rt.video.colour import BT709, BT2020, IDENTITY, PQ, SMPTE170M, Colour, Picture, from_rgb, to_image, to_rgb
+from stif_rt.video.conversion import what_is_lost
 from stif_rt.video.encoding import choose_encoding, choose_image_encoding
 from stif_rt.video.matroska import display_size
 from stif_rt.video.notices import Notices
@@ -329,3 +331,21 @@ def test_untagged_video_is_tagged_with_what_it_was_taken_for(tmp_path):
 def test_images_say_nothing_of_video():
     """PNG viewers would take video's transfer function for a gamma of their own."""
     assert choose_image_encoding(".png", Colour(), Notices()).colour.transfer == 2
+
+
+def test_folders_of_jpegs_become_usual_video(tmp_path):
+    """Not full-range BT.601, as JPEG has it."""
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        Image.fromarray(to_image(wave())).save(tmp_path / "in" / f"{number}.jpg", quality=95)
+    render(tmp_path / "in", tmp_path / "out.mp4", crf=1)
+    frame = decode(tmp_path / "out.mp4")
+    assert (frame.colorspace, frame.color_range, frame.format.name) == (BT709, 1, "yuv420p")
+    assert (to_rgb(frame, Colour()).rgb - wave().rgb).abs().mean() * 255 < 1.5
+
+
+def test_what_is_lost_is_said():
+    frame = av.VideoFrame(64, 36, "yuv420p")
+    assert what_is_lost([frame]) == []
+    frame.colorspace = 14
+    assert what_is_lost([frame]) == ["not kept: its own YCbCr matrix (number 14 of H.273; BT.2020's is taken instead)"]

@@ -1,12 +1,24 @@
 """What turns the decoded frames of one input into upright RGB pictures."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import av
 import torch
 
-from stif_rt.video.colour import LINEAR, Colour, Picture, describe, to_rgb
+from stif_rt.video.colour import (
+    IDENTITY,
+    LINEAR,
+    LUMA_WEIGHTS,
+    UNSPECIFIED,
+    YCGCO,
+    Colour,
+    Picture,
+    describe,
+    side_data,
+    to_rgb,
+)
 from stif_rt.video.options import Tonemap
 from stif_rt.video.orientation import Orientation, exif_orientation, frame_orientation
 from stif_rt.video.tonemap import SRGB, content_peak, from_light, tonemap, tonemapped
@@ -52,6 +64,33 @@ class Conversion:
         if key not in self._described:
             self._described[key] = describe(frame, self.codec)
         return self._described[key]
+
+
+LOST = {
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "A53_CC": "closed captions in the pictures",
+    "STEREO3D": "the arrangement of a stereoscopic picture",
+    "SPHERICAL": "the projection of a spherical picture",
+}
+"""What a frame can carry besides its pixels and is not written, by PyAV's name of the side data."""
+KNOWN_MATRICES = {*LUMA_WEIGHTS, IDENTITY, YCGCO, UNSPECIFIED}
+
+
+def what_is_lost(frames: Iterable[av.VideoFrame]) -> list[str]:
+    """Notices about what the first frames of a video say and the output will not."""
+    lost: list[str] = []
+    for frame in frames:
+        try:
+            lost += [LOST[kind] for kind in LOST if side_data(frame, kind) is not None]
+        except LookupError:  # not even FFmpeg's names are known
+            continue
+        if not frame.format.is_rgb and frame.colorspace not in KNOWN_MATRICES:
+            matrix = "BT.2020's" if frame.colorspace in (10, 14) else "that of other pictures of this size"
+            lost.append(f"its own YCbCr matrix (number {frame.colorspace} of H.273; {matrix} is taken instead)")
+    return [f"not kept: {', '.join(dict.fromkeys(lost))}"] if lost else []
 
 
 def make_conversion(

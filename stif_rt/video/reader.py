@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stif_rt.video.colour import Colour, Picture, to_image
-from stif_rt.video.conversion import Conversion, make_conversion
+from stif_rt.video.colour import IDENTITY, Colour, Picture, to_image
+from stif_rt.video.conversion import Conversion, make_conversion, what_is_lost
 from stif_rt.video.deinterlace import deinterlaced
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import Deinterlace, Tonemap
@@ -371,6 +371,10 @@ class VideoReader:
             picture = probe[0].frame
             self._conversion = make_conversion(picture, stream.codec_context.name, None, tonemap)
             self.colour = self._conversion.colour
+            for text in what_is_lost(item.frame for item in probe):
+                notices.add(text)
+            if deinterlace == "off" and any(item.frame.interlaced_frame for item in probe):
+                notices.add("interlaced pictures are rendered as they are, with combs, and come out as progressive")
             self.height, self.width = self._conversion.size(picture)
             self.sample_aspect_ratio = stream.sample_aspect_ratio
             if self.sample_aspect_ratio and self._conversion.orientation.transpose:
@@ -555,9 +559,11 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _common_colour(colours: list[Colour]) -> Colour:
-    """What describes all images of a folder."""
+    """What describes all images of a folder, which are written as RGB is, whatever JPEG and WebP make of it."""
     return replace(
         colours[0],
+        matrix=IDENTITY,
+        full_range=True,
         bits=max(colour.bits for colour in colours),
         grey=all(colour.grey for colour in colours),
         alpha=any(colour.alpha for colour in colours),
