@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -38,11 +39,16 @@ class Bicubic:
     dtype, device = torch.float32, torch.device("cpu")
 
     def encode(self, before, after):
-        self.pair = before, after
+        return BlendedPair(before, after)
+
+
+class BlendedPair(NamedTuple):
+    before: torch.Tensor
+    after: torch.Tensor
 
     def render(self, t, *, size, region=None):
         assert region is None
-        mixed = (1 - t) * self.pair[0] + t * self.pair[1]
+        mixed = (1 - t) * self.before + t * self.after
         return F.interpolate(mixed[None], size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
 
 

@@ -136,3 +136,18 @@ def test_layouts_show_what_they_promise(runtime, given):
     (out,) = arrays(rendered(runtime, layout, [0.5]))
     assert tuple(out.shape) == (*layout.frame, 3)
     assert np.abs(out.astype(int) - expected).max() <= 1
+
+
+def test_transparent_pictures_are_rendered_on_black_and_their_alpha_beside(runtime):
+    first, second = from_image(picture(0)), from_image(picture(1))
+    matte = torch.linspace(0.2, 1, SIZE[1]).expand(SIZE)
+    layout = make_layout(SIZE, scale=2)
+    render_pair = NetworkRenderer(runtime, layout, lambda rendered: {"rgb": rendered.rgb, "alpha": rendered.alpha})
+    (out,) = render_pair(Picture(first.rgb, matte), second, [0.25])
+    on_black = runtime.encode(first.rgb * matte, second.rgb).render(0.25, scale=2)
+    alpha = runtime.encode(matte.expand(3, -1, -1), torch.ones(3, *SIZE)).render(0.25, scale=2).mean(0)
+    torch.testing.assert_close(out["alpha"], alpha)
+    torch.testing.assert_close(out["rgb"], (on_black / alpha.clamp(min=1e-6)).clamp(0, 1))
+    (out,) = render_pair(first, second, [0.25])
+    assert out["alpha"] is None
+    torch.testing.assert_close(out["rgb"], runtime.encode(first.rgb, second.rgb).render(0.25, scale=2))

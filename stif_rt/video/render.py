@@ -1,6 +1,5 @@
 """The stages of a render: input pairs, the network's pictures, the output's frames; decoding and network in threads."""
 
-import copy
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stif_rt.runtime import Runtime
+from stif_rt.runtime.pair import Pair as EncodedPair
 from stif_rt.video.colour import Components, Picture, flatten
 from stif_rt.video.layout import Layout
 from stif_rt.video.overlap import Prefetch
@@ -46,19 +46,18 @@ class NetworkRenderer:
         self.layout = layout
         self.prepare = prepare
         self.keep_frames = keep_frames
-        self._alpha_runtime = copy.copy(runtime)  # the same network, for another pair of frames
 
     def __call__(self, before: Picture, after: Picture, times: list[float]) -> Iterator[Components]:
-        encoded = False
+        encoded: tuple[EncodedPair, EncodedPair | None] | None = None
         prepared: Components | None = None
         shown: float | None = None
         for t in times:
             if prepared is None or t != shown:
-                kept = self._kept(before, after, t)
-                if kept is None and not encoded:
-                    self._encode(before, after)
-                    encoded = True
-                rgb, alpha = self._rendered(t, before, after) if kept is None else kept
+                picture = self._kept(before, after, t)
+                if picture is None:
+                    encoded = encoded or self._encode(before, after)
+                    picture = self._rendered(t, *encoded)
+                rgb, alpha = picture
                 picture = Picture(self._framed(rgb), None if alpha is None else self._framed(alpha))
                 prepared, shown = self.prepare(picture), t
             yield prepared
@@ -71,20 +70,22 @@ class NetworkRenderer:
         rgb, alpha = before if t == 0 else after
         return Picture(rgb[:, y : y + h, x : x + w], None if alpha is None else alpha[y : y + h, x : x + w])
 
-    def _encode(self, before: Picture, after: Picture) -> None:
+    def _encode(self, before: Picture, after: Picture) -> tuple[EncodedPair, EncodedPair | None]:
         """Transparent pictures are rendered on black, and their alpha as a grey picture of its own."""
-        self.runtime.encode(flatten(before), flatten(after))
-        if before.alpha is not None or after.alpha is not None:
-            pair = [before.rgb.new_ones(before.rgb.shape[1:]) if p.alpha is None else p.alpha for p in (before, after)]
-            self._alpha_runtime.encode(*(alpha.expand(3, -1, -1) for alpha in pair))
+        pair = self.runtime.encode(flatten(before), flatten(after))
+        if before.alpha is None and after.alpha is None:
+            return pair, None
+        opaque = torch.ones_like(before.rgb[0])
+        alphas = ((opaque if p.alpha is None else p.alpha).expand(3, -1, -1) for p in (before, after))
+        return pair, self.runtime.encode(*alphas)
 
-    def _rendered(self, t: float, before: Picture, after: Picture) -> Picture:
+    def _rendered(self, t: float, pair: EncodedPair, alpha_pair: EncodedPair | None) -> Picture:
         size, region = self.layout.picture, self.layout.region
         part = None if region == (0, 0, *size) else region
-        rgb = self.runtime.render(t, size=size, region=part)
-        if before.alpha is None and after.alpha is None:
+        rgb = pair.render(t, size=size, region=part)
+        if alpha_pair is None:
             return Picture(rgb)
-        alpha = self._alpha_runtime.render(t, size=size, region=part).mean(0)
+        alpha = alpha_pair.render(t, size=size, region=part).mean(0)
         return Picture((rgb / alpha.clamp(min=1e-6)).clamp_(0, 1), alpha)
 
     def _framed(self, plane: Tensor) -> Tensor:
