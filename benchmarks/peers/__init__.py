@@ -18,8 +18,9 @@ from benchmarks.peers.edvr import EDVR
 from benchmarks.peers.tmnet import TMNet
 from benchmarks.peers.zooming_slowmo import ZoomingSlowMo
 from stif_rt.evaluation.published import WEIGHTS
-from stif_rt.model.checkpoints import check_parameters, parameters_of, read_checkpoint, read_content
+from stif_rt.model.checkpoints import check_parameters, parameters_of, read_checkpoint
 from stif_rt.model.stif import STIF
+from stif_rt.model.weight_files import read_pickle
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def load_peer(name: str, path: Path) -> nn.Module:
         state, _ = read_checkpoint(path)
     else:
         with torch.serialization.safe_globals([datetime.datetime]):  # QVI's files tell when they were written
-            content = read_content(path)
+            content = read_pickle(path)
         try:
             state = parameters_of(path, peer.unpack(content) if isinstance(content, Mapping) else content)
         except ValueError as error:

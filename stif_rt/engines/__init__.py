@@ -13,7 +13,7 @@ from stif_rt.bundle import ENGINE, GRAPH, WEIGHTS, Bundle
 from stif_rt.engines import onnxruntime_engine, tensorrt_engine
 from stif_rt.engines.torch_compiled import CompiledEngine
 from stif_rt.engines.torch_eager import TorchEngine
-from stif_rt.model.checkpoints import load_model
+from stif_rt.model.checkpoints import check_castable, load_model
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import AnyEncoder
 
@@ -31,6 +31,7 @@ def make_engine(name: str, encoder: AnyEncoder, device: torch.device, dtype: tor
     """The engine of that name, or the preferred one for ``auto``. Raises ValueError for an unknown name."""
     if name not in ("auto", *ENGINES):
         raise ValueError(f"unknown encoder engine {name!r}; there are: auto, {', '.join(ENGINES)}")
+    check_castable(encoder, dtype)
     if name == "compiled" or (name == "auto" and device.type == "cuda"):
         return CompiledEngine(encoder, device, dtype)
     return TorchEngine(encoder, device, dtype)

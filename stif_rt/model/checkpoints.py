@@ -1,33 +1,56 @@
 """Reading and writing weights: published ``.pth`` files and ``.safetensors`` with the configuration inside.
 
-Loading never runs code from a file: ``.pth`` is read with ``weights_only=True``.
+Loading never runs code from a file; ``weight_files`` reads them.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from stif_rt.dtypes import dtype_name
 from stif_rt.files import whole_file
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import FEATURES, IMAGES
 from stif_rt.model.stif import STIF
+from stif_rt.model.weight_files import read_pickle, read_safetensors
+from stif_rt.schema import parse_json
 
-CONTAINERS = ("state_dict", "model_state_dict", "params", "model")
-"""Keys under which files keep the parameters, if not at the top."""
+CONTAINERS = (
+    "params_ema",
+    "params",
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "module",
+    "netG",
+    "net_g",
+    "generator",
+    "network",
+)
+"""Keys under which files keep the parameters, if not at the top; an average over the training comes first."""
+DEEPEST = 4
+"""How many containers may hold each other."""
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, ``torch.compile`` and Lightning put before the names of parameters."""
+LARGEST_VALUE = torch.finfo(torch.float16).max
+"""Networks run in float16 too; and no trained network has a parameter of such a size."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_model(path: Path) -> STIF:
     """The network of a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU in float32.
 
     The configuration comes from the file's metadata, else it is inferred from the parameters.
-    Raises FileNotFoundError, or ValueError saying what is wrong with the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold a network that can run, saying what is wrong with it.
     """
     state, config = read_checkpoint(path)
     try:
@@ -36,54 +59,55 @@ def load_model(path: Path) -> STIF:
         raise ValueError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = STIF(config)
-    check_parameters(path, model.state_dict(), state)
+    check_parameters(path, model.state_dict(), state, largest=LARGEST_VALUE)
     model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return model.requires_grad_(True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config | None]:
-    """Parameters by published name, and the configuration where the file stores one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path} do not exist")
-    if path.suffix == ".safetensors":
+    """Parameters by published name, and the configuration where the file stores one. Errors as of ``load_model``."""
+    if path.suffix.lower() == ".safetensors":
+        state, metadata = read_safetensors(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-        try:
-            config = Config.from_dict(json.loads(metadata["config"])) if "config" in metadata else None
-        except (ValueError, TypeError) as error:
+            config = Config.from_dict(parse_json(metadata["config"])) if "config" in metadata else None
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return state, config
-    content = read_content(path)
-    return parameters_of(path, content), _stored_config(content)
-
-
-def read_content(path: Path) -> object:
-    """What a ``.pth`` file holds, without running code from it. Raises ValueError where that is not possible."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # malformed bytes make the unpickler fail in any way
-        raise ValueError(
-            f"{path} is not a checkpoint of plain tensors; files that hold code are not loaded ({error})"
-        ) from error
+        return parameters_of(path, state), config
+    content = read_pickle(path)
+    return parameters_of(path, content), _stored_config(path, content)
 
 
 def parameters_of(path: Path, content: object) -> dict[str, Tensor]:
     """Parameters by published name, of a file's content. Raises ValueError where there are none."""
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    # unbound methods, here and below: an unpickled object may have attributes of any name
+    for _ in range(DEEPEST):
+        inner = [dict.get(content, key) for key in CONTAINERS] if isinstance(content, dict) else []
+        content = next((value for value in inner if isinstance(value, dict)), content)
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in dict.values(content)):
         raise ValueError(f"{path} holds no parameters: expected names and tensors, also under {', '.join(CONTAINERS)}")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    state = {str(k): Tensor.detach(v) for k, v in dict.items(content) if isinstance(v, Tensor)}
+    return _unwrap(state)
 
 
-def _stored_config(content: object) -> Config | None:
-    stored = content.get("config") if isinstance(content, Mapping) else None
-    return Config.from_dict(dict(stored)) if isinstance(stored, Mapping) else None
+def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters without what trainers put before their names, and without what lies beside so named ones."""
+    while True:
+        state = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
+        prefix = next((p for p in WRAPPERS if any(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            return state
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _stored_config(path: Path, content: object) -> Config | None:
+    stored = dict.get(content, "config") if isinstance(content, dict) else None
+    known = {field.name for field in fields(Config)}
+    if not isinstance(stored, dict) or not known.intersection(dict.keys(stored)):
+        return None  # another program's
+    try:
+        return Config.from_dict(stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:
@@ -91,14 +115,14 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
 
     Grid, residual and fixed time leave no trace in the parameters and are taken to be the paper's.
     """
-    if "encode_imnet.net.0.linear.weight" not in state:
-        raise ValueError("not a STIF checkpoint: it has no parameter 'encode_imnet.net.0.linear.weight'")
+    first = state.get("encode_imnet.net.0.linear.weight")
+    if first is None or _unusable_kind(first, torch.empty(0)) or first.ndim != 2:
+        raise ValueError("not a STIF checkpoint: it has no matrix 'encode_imnet.net.0.linear.weight'")
 
     def blocks(name: str) -> int:
         matches = (re.match(rf"{name}\.(\d+)\.", key) for key in state)
         return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
-    decoder_inputs = state["encode_imnet.net.0.linear.weight"].shape[1]
     return replace(
         Config(),
         front_blocks=blocks("feature_extraction"),
@@ -106,31 +130,68 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
         recurrent=any(name.startswith("ConvBLSTM.") for name in state),
         upsampling_head="upconv1.weight" in state,
         flow="flow_imnet.net.0.linear.weight" in state,
-        aggregation=decoder_inputs > 2 * (FEATURES + IMAGES),
+        aggregation=first.shape[1] > 2 * (FEATURES + IMAGES),
         single_function="feat_imnet.net.0.linear.weight" not in state,
     )
 
 
 def check_parameters(
-    path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], network: str = "its network"
+    path: Path,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    network: str = "its network",
+    largest: float = torch.finfo(torch.float32).max,
 ) -> None:
-    """Raises ValueError, saying all that is wrong, where the parameters are not exactly those expected."""
-    problems = [
-        ("missing", sorted(set(expected) - set(found))),
-        ("unexpected", sorted(set(found) - set(expected))),
-        (
-            "of the wrong shape",
-            [
-                f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
-                for name in expected
-                if name in found and found[name].shape != expected[name].shape
-            ],
-        ),
-        ("not finite", [name for name, value in found.items() if not torch.isfinite(value).all()]),
-    ]
-    said = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems if names]
+    """Raises ValueError, saying all that is wrong, where the parameters are not exactly those expected.
+
+    largest: of the values' magnitudes: what the dtypes hold that they are going to be converted to.
+    """
+    problems: dict[str, list[str]] = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of a kind that cannot be loaded": [],
+        "of the wrong shape": [],
+        "not finite": [],
+        f"beyond {largest:.6g}, too large for a network": [],
+    }
+    *_, kinds, shapes, infinite, large = problems.values()
+    for name in sorted(set(expected) & set(found)):
+        value, wanted = found[name], expected[name]
+        if kind := _unusable_kind(value, wanted):
+            kinds.append(f"{name} ({kind})")
+        elif value.shape != wanted.shape:
+            shapes.append(f"{name} {list(value.shape)} instead of {list(wanted.shape)}")
+        elif value.is_floating_point():
+            low, high = value.aminmax()
+            if not (low.isfinite() and high.isfinite()):
+                infinite.append(name)
+            elif max(-low.item(), high.item()) > largest:
+                large.append(name)
+    said = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems.items() if names]
     if said:
         raise ValueError(f"{path} does not fit {network}. " + "; ".join(said))
+
+
+def _unusable_kind(value: Tensor, wanted: Tensor) -> str | None:
+    """Why a tensor cannot become a parameter, whatever its shape and values, or None."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_quantized:
+        return "quantised"
+    if value.device.type != "cpu":
+        return f"without values, on the device {value.device.type}"
+    fits = value.dtype in FLOATS if wanted.is_floating_point() else value.dtype == wanted.dtype
+    return None if fits else dtype_name(value.dtype)
+
+
+def check_castable(module: nn.Module, dtype: torch.dtype) -> None:
+    """Raises ValueError where a parameter is not finite, or would not be in this dtype."""
+    largest = torch.finfo(dtype).max
+    for name, value in module.named_parameters():
+        if not bool((value.detach().abs() <= largest).all()):
+            raise ValueError(
+                f"the parameter {name} has values that {dtype_name(dtype)} cannot hold (up to {largest:.6g})"
+            )
 
 
 def _shorten(names: list[str], most: int = 5) -> str:
@@ -138,7 +199,7 @@ def _shorten(names: list[str], most: int = 5) -> str:
 
 
 def save_model(model: STIF, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes parameters and configuration as ``.safetensors``, under a temporary name until complete."""
+    """Writes parameters and configuration as ``.safetensors``, whole or not at all."""
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     with whole_file(path) as temporary:
         save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})

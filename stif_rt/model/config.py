@@ -1,8 +1,9 @@
 """The fields in which models differ: the variants of the paper's Table 4, and those of the bundled weights."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_type_hints
+
+from stif_rt.schema import convert, from_mapping
 
 CHANNELS = 64
 """Channels of every feature map; fixed in all published networks."""
@@ -11,6 +12,8 @@ MULTIPLE = 4
 LEVELS = 5
 """Levels of the velocity head's pyramid, whose finest cell is HEAD_STRIDE pixels wide."""
 HEAD_STRIDE = 2
+MOST_BLOCKS = 256
+"""Largest number of residual blocks in a row; the paper has 40. A file that asks for more is not a model."""
 WIDEST, MOST_LAYERS = 256, 4
 """Largest number of sines in a layer, and of layers of sines."""
 
@@ -71,23 +74,17 @@ class Config:
     decoder_widths: tuple[int, ...] = (64, 64, 256, 256)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, bool) and type(value) is not bool:
-                raise ValueError(f"{field.name} is {value!r}; it must be true or false")
-            if type(field.default) is int and type(value) is not int:
-                raise ValueError(f"{field.name} is {value!r}; it must be a whole number")
-        if self.front_blocks < 0 or self.back_blocks < 0:
-            raise ValueError(f"negative number of residual blocks: {self.front_blocks}, {self.back_blocks}")
-        if self.grid not in ("corners", "centres"):
-            raise ValueError(f"grid is {self.grid!r}; it must be 'corners' or 'centres'")
-        if self.flow_unit not in ("output", "input"):
-            raise ValueError(f"flow_unit is {self.flow_unit!r}; it must be 'output' or 'input'")
+        hints = get_type_hints(Config)
+        for name in hints:
+            object.__setattr__(self, name, convert(getattr(self, name), hints[name], name))
+        for name in ("front_blocks", "back_blocks"):
+            if not 0 <= getattr(self, name) <= MOST_BLOCKS:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to {MOST_BLOCKS}")
         if self.single_function and not self.aggregation:
             raise ValueError("single_function without aggregation leaves the decoder nothing but the time to read")
         self._check_motion()
         for name in WIDTHS:
-            object.__setattr__(self, name, _checked_widths(name, getattr(self, name)))
+            _check_widths(name, getattr(self, name))
 
     def _check_motion(self) -> None:
         if self.motion:
@@ -123,23 +120,16 @@ class Config:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of ``to_dict``. Raises ValueError for a field this version does not know."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown configuration fields {unknown}: the file may come from a newer stif-rt")
-        return cls(**values)
+    def from_dict(cls, values: object) -> "Config":
+        """The inverse of ``to_dict``. Raises ValueError for a field this version does not know, or of another type."""
+        return from_mapping(cls, values, "configuration")
 
 
-def _checked_widths(name: str, widths: object) -> tuple[int, ...]:
-    """The widths as a tuple, which JSON has made a list of."""
-    whole = isinstance(widths, Sequence) and all(type(width) is int for width in widths)
-    if not whole or not widths or any(width % CHANNELS or not 0 < width <= WIDEST for width in widths):  # type: ignore
+def _check_widths(name: str, widths: tuple[int, ...]) -> None:
+    if not widths or any(width % CHANNELS or not 0 < width <= WIDEST for width in widths):
         raise ValueError(f"{name} is {widths!r}; it must be multiples of {CHANNELS} up to {WIDEST}, one for each layer")
-    checked: tuple[int, ...] = tuple(widths)  # type: ignore[arg-type]
-    if checked[0] != CHANNELS or len(checked) > MOST_LAYERS:
+    if widths[0] != CHANNELS or len(widths) > MOST_LAYERS:
         raise ValueError(f"{name} is {widths!r}; it must begin with {CHANNELS} and have at most {MOST_LAYERS} layers")
-    return checked
 
 
 COMPACT: dict[str, Any] = {"recurrent": False, "upsampling_head": False, "grid": "centres", "residual": True}
