@@ -95,7 +95,7 @@ def test_fixed_model_knows_one_time():
     ("fields", "message"),
     [
         ({"grid": "edges"}, "grid is 'edges'"),
-        ({"back_blocks": -1}, "negative number of residual blocks"),
+        ({"back_blocks": -1}, "back_blocks is -1; it must be from 0 to 256"),
         ({"single_function": True, "aggregation": False}, "without aggregation"),
         ({"motion": True}, "motion needs recurrent = False, and it is True"),
         (MOTION | {"grid": "corners"}, "motion needs grid = 'centres'"),
