@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # what an installation depends on, besides Python sources: those are used in place
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint
+.PHONY: demo test test-fast lint
 
 demo: $(BIN)/.installed
 	mkdir -p out
@@ -15,9 +15,13 @@ test: $(BIN)/.installed-test
 	# a process for each core, each with one thread: threads that wait for each other across processes crawl
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# formatting, lint and types, by the hooks of .pre-commit-config.yaml
+# what takes less than a second each, for while one works: under a minute
+test-fast: $(BIN)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+# formatting, lint and types, by the hooks of .pre-commit-config.yaml; mypy is that of the virtual environment
 lint: $(BIN)/.installed-dev
-	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
