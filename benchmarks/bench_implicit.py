@@ -48,7 +48,7 @@ def work(network: FoldedSiren | None) -> int:
     return sum(matrix.numel() for matrix in (*matrices, network.output[0]))
 
 
-def inputs(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(case: Case, device: str) -> tuple[Features, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     features = Features(torch.rand(case.batch, 3, 64, *case.inputs) - 0.5)
     times = torch.tensor(case.times).repeat(case.batch, 1)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -30,6 +31,7 @@ from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
+from stif_rt.ops.deform_conv import cpu as deform_conv_cpu
 from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels
@@ -105,7 +107,7 @@ def deform_conv_rows(floors: dict[torch.dtype, str]) -> list[Row]:
     base = floors[torch.float32]
     rows, best = [], "deformable convolution, grid_sample"
     try:
-        from torchvision.ops import deform_conv2d
+        from torchvision.ops import deform_conv2d  # type: ignore[import-untyped]
     except ImportError:
         print("torchvision is not installed: left out", file=sys.stderr)
     else:
@@ -119,7 +121,7 @@ def deform_conv_rows(floors: dict[torch.dtype, str]) -> list[Row]:
         rows.append(Row("deformable convolution, ONNX Runtime", session, DEFORM_CONV, base, best))
     for library, isa in instruction_sets():
         arguments = [a.to(isa.dtype) for a in (x, offset, mask, weight, bias)]
-        run = lambda arguments=arguments, library=library, isa=isa: cpu.run_deform_conv2d(library, isa, *arguments)  # noqa: E731
+        run = partial(deform_conv_cpu.run_deform_conv2d, library, isa, *arguments)
         rows.append(Row(f"deformable convolution, native {isa.name}", run, DEFORM_CONV, floors[isa.dtype], best))
     return rows
 

@@ -213,7 +213,7 @@ def ratio(results: Results, line: Line, best: Line, time_scale: int) -> str:
 
 def apart(results: Results, line: Line) -> str | None:
     samples = [sample for sample in results.find(line) if "error" not in sample]
-    if not samples or not find_method(line.method)[1].streams:
+    if not samples or not find_method(line.method)[1].streams:  # type: ignore[attr-defined]
         return None
     encode = median([sample["encode"] for sample in samples])
     frame = median([sum(sample["frames"]) / len(sample["frames"]) for sample in samples])

@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
         pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
         if name == "triton" or (eager and kind == dtype and len(pictures) == 3):
             found[name] = {
-                "project": milliseconds(lambda k=kernels: k.project(features, frames)),
-                "implicit": milliseconds(lambda k=kernels, p=projections: k.implicit(p, times, geometry, whole)),
+                "project": milliseconds(partial(kernels.project, features, frames)),
+                "implicit": milliseconds(partial(kernels.implicit, projections, times, geometry, whole)),
                 "decode": milliseconds(
-                    lambda k=kernels, p=projections, f=feature, u=flow: k.decode(p, f, u, times, geometry, whole, whole)
+                    partial(kernels.decode, projections, feature, flow, times, geometry, whole, whole)
                 ),
             }
     picture, exact, plain = pictures
@@ -75,7 +76,7 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
 def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     frames = torch.rand(1, 2, 3, *INPUTS, device=device)
     engines = {name: make_engine(name, model.encoder, device, dtype) for name in ("torch", "compiled")}
-    found = {f"encoder, {name}": milliseconds(lambda e=engine: e(frames), 10) for name, engine in engines.items()}
+    found = {f"encoder, {name}": milliseconds(partial(engine, frames), 10) for name, engine in engines.items()}
     x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     offset, mask = (torch.rand(1, n, *INPUTS, device=device, dtype=dtype) for n in (144, 72))
     given = (x, offset, mask, torch.rand(64, 64, 3, 3, device=device, dtype=dtype), None)
@@ -89,7 +90,7 @@ def frame(model: STIF, dtype: str) -> dict[str, float]:
     for name, use_graph in (("frame", False), ("frame, graph", True)):
         runtime = Runtime.from_model(model, device="cuda", dtype=dtype, use_graph=use_graph)
         runtime.encode(torch.rand(3, *INPUTS), torch.rand(3, *INPUTS))
-        found[name] = milliseconds(lambda r=runtime: r.render(0.5, size=OUTPUTS, output="uint8"))
+        found[name] = milliseconds(partial(runtime.render, 0.5, size=OUTPUTS, output="uint8"))
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,7 @@ class Setup:
         network = PEERS[name].build()
         for module in network.modules():  # untrained ones would read at whole pixels, which trained ones do not
             if isinstance(module, DeformableConv):
+                assert module.conv_offset_mask.bias is not None
                 nn.init.uniform_(module.conv_offset_mask.bias, -1, 1)
         return network
 
@@ -69,7 +70,7 @@ class Setup:
         return self._made[name, make]
 
     def compiled(self, function: Compiled) -> Compiled:
-        return torch.compile(function) if self.compile else function
+        return cast(Compiled, torch.compile(function)) if self.compile else function
 
 
 def _ready(name: str, setup: Setup) -> nn.Module:

@@ -4,7 +4,7 @@ As a peer it follows an interpolation, and enlarges every frame on its own.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,10 @@ class LIIF(nn.Module):
         self.encoder = encoder
         self.imnet = MLP()
 
+    @property
+    def first(self) -> nn.Linear:
+        return cast(nn.Linear, self.imnet.layers[0])
+
     def features(self, image: Tensor) -> Tensor:
         """[B, 64, h, w] of a picture [B, 3, h, w], RGB in [0, 1]."""
         return self.encoder(2 * image - 1)
@@ -121,7 +125,7 @@ class LIIF(nn.Module):
     def cells(self, features: Tensor) -> Tensor:
         """The first layer's share of each cell, [B, h, w, 256]. It is linear in the cell's neighbourhood, so it is a
         convolution that runs once for all places."""
-        weight = self.imnet.layers[0].weight[:, :UNFOLDED].view(HIDDEN, CHANNELS, 3, 3)
+        weight = self.first.weight[:, :UNFOLDED].view(HIDDEN, CHANNELS, 3, 3)
         return F.conv2d(features, weight, padding=1).movedim(1, -1)
 
     def colours(self, cells: Tensor, position: Tensor, cell: Tensor) -> Tensor:
@@ -135,7 +139,7 @@ class LIIF(nn.Module):
         Returns:
             [Q, 3].
         """
-        first, last = self.imnet.layers[0], self.imnet.layers[-1]
+        first, last = self.first, self.imnet.layers[-1]
         h, w = cells.shape[:2]
         places, weights = self.neighbours(position, (h, w))
         hidden = 0
@@ -225,7 +229,7 @@ def published_parameters(content: Mapping[str, Any]) -> Mapping[str, Any]:
         name = spec.get("name") if isinstance(spec, Mapping) else spec
         if name not in ARGUMENTS:
             raise ValueError(f"its {key} is {name!r}; known are {', '.join(ARGUMENTS)}")
-        _check(f"{key} {name}", dict(spec.get("args", {})), ARGUMENTS[name])
+        _check(f"{key} {name}", dict(spec.get("args", {})), cast(Mapping[str, Any], ARGUMENTS[name]))
     _check("model", arguments, FLAGS)
     return model["sd"]
 

@@ -64,6 +64,7 @@ class QVI(Interpolator):
         aligned_corners: The convention of all warps, PWC-Net's included, as in ``SuperSloMo``.
     """
 
+    means: Tensor
     label = "QVI"
     counts = 4, 2
     remembered = 12

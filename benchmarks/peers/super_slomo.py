@@ -32,6 +32,8 @@ class SuperSloMo(Interpolator):
 
     label = "Super SloMo"
 
+    means: Tensor
+
     def __init__(self, aligned_corners: bool = True) -> None:
         super().__init__()
         self.flow = UNet(6, 4)

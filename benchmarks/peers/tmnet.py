@@ -86,6 +86,8 @@ def offset_convs() -> nn.Sequential:
 
 
 class TMNet(ZoomingSlowMo):
+    pcd_align: TimedAlignment
+
     def __init__(self) -> None:
         super().__init__()
         self.pcd_align = TimedAlignment()
@@ -101,7 +103,7 @@ class TMNet(ZoomingSlowMo):
         from_after = leaky(self.layersCtB(after, self.layersCtBOffset(torch.cat((after, x), 1))))
         return x + self.layersFusion(torch.cat((from_before, x, from_after), 1))
 
-    def forward(self, frames: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, times: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """frames: [B, N, 3, h, w], RGB in [0, 1], h and w multiples of 4.
 
         times: [B, T], each in (0, 1), ascending, the same between all neighbouring frames; None for one unmodulated

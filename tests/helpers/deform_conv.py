@@ -8,7 +8,9 @@ import torch
 SHAPES = [(1, 4, 2, 5, 6, 3), (2, 8, 8, 4, 3, 8), (1, 6, 1, 1, 1, 2), (1, 4, 4, 1, 7, 4)]
 
 
-def naive(x, offset, mask, weight, bias):
+def naive(
+    x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
     """The definition, one multiplication at a time, in float64."""
     B, C, h, w = x.shape
     groups = mask.shape[1] // 9
@@ -25,7 +27,9 @@ def naive(x, offset, mask, weight, bias):
     return out
 
 
-def inputs(B, C, groups, h, w, outputs, spread=3.0):
+def inputs(
+    B: int, C: int, groups: int, h: int, w: int, outputs: int, spread: float = 3.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     offset = torch.randn(B, groups * 18, h, w) * spread
     offset[:, ::7] = offset[:, ::7].round()  # whole pixels, and positions exactly on the border

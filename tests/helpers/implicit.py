@@ -7,6 +7,7 @@ from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.ops.implicit.interface import Kernels
 
 
 def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Tensor, torch.Tensor]:
@@ -21,7 +22,9 @@ def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Te
     return Features(maps, velocity), frames, times.contiguous()
 
 
-def run(kernels, config, case, region=None, box=None):
+def run(
+    kernels: Kernels, config: Config, case: Case, region: Box | None = None, box: Box | None = None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """Both passes over ``region``; the spatial feature over ``box``."""
     features, frames, times = inputs(case, config)
     whole = Box(0, 0, *case.outputs)
@@ -34,13 +37,15 @@ def run(kernels, config, case, region=None, box=None):
         return feature, flow, kernels.decode(projections, feature, flow, times, geometry, region, box)
 
 
-def expected(model: ImplicitFunctions, case: Case, dtype=torch.float32):
+def expected(
+    model: ImplicitFunctions, case: Case, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     features, frames, times = inputs(case, model.config)
     features, frames, times = Features(features.maps.to(dtype), features.velocity), frames.to(dtype), times.to(dtype)
     with torch.no_grad():
         found = [model.to(dtype)(features, frames, times[:, n], case.outputs) for n in range(times.shape[1])]
 
-    def stack(name):
+    def stack(name: str) -> torch.Tensor | None:
         parts = [getattr(decoded, name) for decoded in found]
         return None if parts[0] is None else torch.stack(parts, 1)
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -9,14 +10,15 @@ from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.model.velocity import VelocityHead
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
-from fill_weights import fill  # noqa: E402
+from fill_weights import fill  # type: ignore[import-not-found]  # noqa: E402
 
-TINY = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_head": False}
+TINY: dict[str, Any] = {"front_blocks": 1, "back_blocks": 1, "recurrent": False, "upsampling_head": False}
 
 
-def fill_model(model, seed: int = 0):
+def fill_model(model: Network, seed: int = 0) -> Network:
     """Deterministic weights that make flows of several pixels, so that mistakes show.
 
     The velocity head works from its start on; that is drawn anew and disturbed, so that nothing in it is zero.

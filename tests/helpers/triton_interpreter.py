@@ -1,5 +1,7 @@
 """Repairs of Triton's interpreter, which runs kernels on the CPU."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -14,20 +16,20 @@ def mend_interpreter() -> None:
 
     call, convert, prepared = interpreter.InterpretedFunction.__call__, interpreter._convert_float, set()
 
-    def call_prepared(self, *args, **kwargs):
+    def call_prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
         module = self.fn.__module__
         if module.startswith("triton.") and module not in prepared:
             prepared.add(module)
             return call(self, *args, **kwargs)
         return self.rewrite()(*args, **kwargs)
 
-    def convert_to_nearest(values, source, target, rounding):
+    def convert_to_nearest(values: Any, source: Any, target: Any, rounding: Any) -> Any:
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(values, source, target, rounding)
         bits = values.view(np.uint32)
         return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
 
-    def dot(self, a, b, *others):
+    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
         a, b = (
             interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
             if x.dtype.scalar == tl.bfloat16

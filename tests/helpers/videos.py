@@ -44,9 +44,9 @@ def write_video(
         if audio is not None:
             samples = int(len(frames) / rate * 48000)
             wave = np.sin(np.arange(samples) * 2 * np.pi * 440 / 48000).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
-            frame.rate, frame.pts = 48000, 0
-            container.mux(audio.encode(frame))
+            played = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
+            played.rate, played.pts = 48000, 0
+            container.mux(audio.encode(played))
             container.mux(audio.encode(None))
     return path
 
