@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import GOLDEN, TINY, fill, fill_model
+from helpers.native import ISAS
 from helpers.triton_interpreter import mend_interpreter
 
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
+from stif_rt.ops import native
 from stif_rt.runtime import bundled_weights
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--native-library", help="a build of csrc/cpu to test instead of the installed one")
+    parser.addoption("--native-isas", help="instruction sets to test, comma between, instead of all")
 
 
 def pytest_configure() -> None:
@@ -28,11 +31,20 @@ def pytest_configure() -> None:
         mend_interpreter()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU that PyTorch can use")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(skip)
+    if names := config.getoption("--native-isas"):
+        isas = names.split(",")
+        items[:] = [item for item in items if isinstance(item, pytest.Function) and _isa_of(item) in isas]
+
+
+def _isa_of(item: pytest.Function) -> str:
+    """The instruction set that a test runs in, by its parameter ``isa`` or a backend such as ``cpu-avx2``."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("isa") or str(params.get("load", "")).removeprefix("cpu-")
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +93,22 @@ def emulated(request, tmp_path_factory):
     flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
     subprocess.run(["g++", *flags, f"-D__CUDA_ARCH__={request.param}", "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def library(request: pytest.FixtureRequest) -> native.Library:
+    path = request.config.getoption("--native-library")
+    found = native.Library(Path(path)) if path else native.load()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, library: native.Library) -> native.Isa:
+    found = {isa.name: isa for isa in library.isas}.get(request.param)
+    if found is None:
+        pytest.skip(f"this build has no {request.param}")
+    if found.unavailable:
+        pytest.skip(found.unavailable)
+    return found

@@ -1,7 +1,7 @@
 """Regions and memory budgets on every backend: what the runtime hands to kernels, not the kernels alone.
 
-The native code runs in every instruction set of this machine, and of the emulated build through ``test_cpu.py``;
-Triton's kernels under its interpreter, through ``test_triton.py``.
+The native code runs in every instruction set of this machine, and of the emulated build through ``test_native.py``;
+Triton's kernels under its interpreter, through ``test_implicit_triton.py``.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import TINY, fill_model
+from helpers.native import ISAS
 
 from stif_rt import Runtime
 from stif_rt.model.config import Config
@@ -16,7 +17,6 @@ from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 from stif_rt.ops.implicit import triton_backend
 
-ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 BACKENDS = ["reference", "reference-bfloat16", *(f"cpu-{isa}" for isa in ISAS), "triton"]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -54,7 +54,7 @@ def compare(actual, expected, runtime):
     torch.testing.assert_close(actual, expected, atol=TOLERANCES[runtime.dtype], rtol=0)
 
 
-@pytest.mark.parametrize("grid", ["corners", "centres"])
+@pytest.mark.parametrize("grid", [pytest.param("corners", marks=pytest.mark.emulated), "centres"])
 def test_region_is_that_part_of_the_whole(load, frames, grid):
     runtime = load(Config(**TINY, grid=grid, residual=True))
     pair = runtime.encode(*frames)
@@ -74,7 +74,10 @@ def test_region_of_a_variant_is_that_part_of_the_whole(load, frames, fields):
     compare(pair.render(0.3, scale=2, region=(7, 11, 20, 30)), whole[:, 7:27, 11:41], runtime)
 
 
-@pytest.mark.parametrize("pixels", [2000, 1000, 300, 1])
+HALVES = pytest.param(1000, marks=[pytest.mark.emulated, pytest.mark.sanitized])
+
+
+@pytest.mark.parametrize("pixels", [2000, HALVES, 300, 1])
 def test_budget_does_not_change_the_picture(load, frames, pixels):
     """2000 pixels are one time of two, 1000 a picture in halves, 1 the smallest tiles."""
     times = [0.1, 0.6]
