@@ -158,15 +158,15 @@ def test_damage_midway_is_said_and_costs_its_place_only(monkeypatch, capsys, tmp
     assert len(read(tmp_path / "out.mp4")[1]) == 3
 
 
-def test_sound_that_does_not_fit_is_explained(monkeypatch, capsys, tmp_path, weights):
+def test_sound_that_does_not_fit_is_encoded_anew(monkeypatch, capsys, tmp_path, weights):
     source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(2)], sound=True)
-    arguments = ["render", source, tmp_path / "out.webm", "--weights", weights, "--scale", 1]
-    status, _, err = call(monkeypatch, capsys, *arguments)
-    assert status == 1
-    assert "--no-audio" in err
-    assert not (tmp_path / "out.webm").exists()
-    status, _, err = call(monkeypatch, capsys, *arguments, "--no-audio")
-    assert status == 0, err
+    status, _, err = call(
+        monkeypatch, capsys, "render", source, tmp_path / "out.webm", "--weights", weights, "--scale", 1
+    )
+    assert status == 3, err
+    assert "the sound (aac) cannot be stored in .webm as it is; it is encoded as libopus" in err
+    with av.open(str(tmp_path / "out.webm")) as file:
+        assert [stream.codec_context.codec.canonical_name for stream in file.streams] == ["vp9", "opus"]
 
 
 def test_info_lists_everything(monkeypatch, capsys):

@@ -132,7 +132,11 @@ def render(
         list[str] | None,
         option("KEY=VALUE for the encoder. Repeatable.", "--encoder-option", "-e", panel=FILE),
     ] = None,
-    audio: Annotated[bool, option("Copy the input's sound.", panel=FILE)] = True,
+    audio: Annotated[bool, option("Keep the input's sound.", panel=FILE)] = True,
+    audio_codec: Annotated[
+        str | None,
+        option("Encode sound by this encoder, such as aac; by default only what the file cannot hold.", panel=FILE),
+    ] = None,
     overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
     resume: Annotated[
         bool, option("Go on with what an earlier run has finished, whatever ended it.", "--resume", panel=RUN)
@@ -181,6 +185,7 @@ def render(
         "image_format": one_of(image_format, IMAGE_FORMATS, "--image-format"),
         "audio": audio,
         "codec": codec,
+        "audio_codec": audio_codec,
         "crf": crf,
         "preset": preset,
         "encoder_options": dict(assignment(text, "-e") for text in encoder_option or []),

@@ -37,7 +37,8 @@ class RenderOptions:
     ``deinterlace`` is ``auto`` (pictures that are flagged), ``on`` or ``off``; ``tonemap`` makes SDR of HDR, by
     ``clip``, ``mobius`` or ``bt2390``; ``square_pixels`` stretches pictures whose pixels are not square.
 
-    Sound: ``audio`` copies it; in slow motion, ``slow_audio`` is ``stretch`` (the pitch stays) or ``drop``.
+    Sound: ``audio`` keeps it, as it is or, with ``audio_codec``, encoded anew; in slow motion, ``slow_audio`` is
+    ``stretch`` (the pitch stays) or ``drop``.
 
     File: ``codec`` is an encoder's name in FFmpeg, ``crf`` its quality (lower is better), ``preset`` its effort,
     ``encoder_options`` anything else that it takes; ``pix_fmt`` is a pixel format's name in FFmpeg, by default one of
@@ -65,6 +66,7 @@ class RenderOptions:
     tonemap: Tonemap | None = None
     square_pixels: bool = False
     audio: bool = True
+    audio_codec: str | None = None
     slow_audio: SlowAudio = "stretch"
     codec: str | None = None
     crf: int | None = None

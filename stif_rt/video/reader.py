@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -220,6 +220,23 @@ def open_input(path: Path, notices: Notices) -> av.container.InputContainer:
         raise ValueError(f"{path} cannot be read as a video: {reason}") from error
 
 
+def demuxed(
+    container: av.container.InputContainer, failed: Callable[[av.FFmpegError], None] = lambda error: None
+) -> Iterator["av.Packet[Any]"]:
+    """All packets of a file; ``failed`` is told of errors, behind which reading goes on."""
+    errors = 0
+    while errors < MAX_READ_ERRORS:
+        errors += 1
+        try:
+            for packet in container.demux():
+                if packet.size or packet.pts is not None or packet.dts is not None:  # else it marks the end of a stream
+                    errors = 0
+                    yield packet
+            return
+        except av.FFmpegError as error:
+            failed(error)
+
+
 def choose_video(container: av.container.InputContainer) -> av.VideoStream | None:
     """The stream to be rendered: the default one, else the largest; never a cover, a thumbnail or a still."""
     stills = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
@@ -277,25 +294,21 @@ class _Decoder:
 
     def packets(self) -> Iterator["av.Packet[Any]"]:
         """All packets of the chosen stream, moved where the file's clock jumps."""
-        errors = 0
-        while errors < MAX_READ_ERRORS:
-            before = self.end
-            try:
-                for packet in self.container.demux():
-                    self.continuity.correct(packet)
-                    chosen = packet.stream_index == self.stream.index
-                    if packet.dts is not None:
-                        end = (packet.dts + (packet.duration or 0)) * packet.time_base
-                        self.end = max(self.end, end)
-                        if chosen:
-                            self.video_end = max(self.video_end, end)
-                            self.first_dts = packet.dts if self.first_dts is None else self.first_dts
-                    if chosen and (packet.dts is not None or packet.pts is not None or packet.size):
-                        yield packet
-                return
-            except av.FFmpegError as error:  # the next call goes on behind what cannot be read
-                self.notices.add(f"a part of the file cannot be read ({error.strerror})", self._place(self.video_end))
-            errors = errors + 1 if self.end == before else 0
+        for packet in demuxed(self.container, self._unreadable):
+            self.continuity.correct(packet)
+            chosen = packet.stream_index == self.stream.index
+            last = packet.dts if packet.pts is None else packet.pts
+            if last is not None:
+                end = (last + (packet.duration or 0)) * packet.time_base
+                self.end = max(self.end, end)
+                if chosen:
+                    self.video_end = max(self.video_end, end)
+            if chosen:
+                self.first_dts = packet.dts if self.first_dts is None else self.first_dts
+                yield packet
+
+    def _unreadable(self, error: av.FFmpegError) -> None:
+        self.notices.add(f"a part of the file cannot be read ({error.strerror})", self._place(self.video_end))
 
     def _place(self, time: Fraction) -> str:
         return f"{float(time - (self._origin or 0)):.2f} s"
@@ -352,6 +365,7 @@ class VideoReader:
         self.path, self.notices, self._deinterlace = path, notices, deinterlace
         with contextlib.closing(_Decoder(path, notices)) as decoder:
             stream = decoder.stream
+            self.stream_index = stream.index
             self._demuxer = decoder.container.format.name
             self._time_base = stream.time_base or Fraction(1, 1000)
             probe = list(itertools.islice(decoder.pictures(), PROBE))

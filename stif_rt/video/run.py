@@ -1,6 +1,7 @@
 """Whole renders, from files to a file: ``render_video``, and the same work divided among processes."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,9 +22,13 @@ from stif_rt.video.notices import Notice
 from stif_rt.video.options import Cancellation, Progress, ProgressCallback, RenderOptions
 from stif_rt.video.reader import VideoReader
 from stif_rt.video.render import NetworkRenderer, PairRenderer, pictures
-from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, write_segments
+from stif_rt.video.segments import check_segments, join_images, join_video, missing_runs, nothing_else, write_segments
+from stif_rt.video.streams import StreamOptions, carry_streams, plan_streams
 from stif_rt.video.workspace import Workspace, open_workspace
-from stif_rt.video.writer import ImageWriter, VideoWriter, copied_audio, publish_images
+from stif_rt.video.writer import ImageWriter, VideoWriter, publish_images
+
+OpenStreams = Callable[[av.container.OutputContainer], AbstractContextManager[Callable[[Fraction | None], None]]]
+"""Adds streams to a container that is not begun, and gives a function that writes them up to a time."""
 
 
 class Rendered(NamedTuple):
@@ -99,6 +104,7 @@ def run_job(
     started = time.perf_counter()
     with open_workspace(job.output, job.suffix) as workspace:
         check_encoding(job, workspace)
+        streams = other_streams(job) if job.as_video else nothing_else  # what cannot be kept is said at the start
         prepare(workspace, describe(job, runtime, weights), overwrite, resume)
         length = job.options.segment_frames
         resumed = len(workspace.finished()) * length
@@ -112,7 +118,7 @@ def run_job(
         for gap in missing_runs(done, range(max(done, default=-1) + 1)):
             render_range(job, workspace, render_pair, gap.start * length, gap.stop * length, report, cancel)
         render_range(job, workspace, render_pair, (max(done, default=-1) + 1) * length, None, report, cancel)
-        frames = join(job, workspace, overwrite)
+        frames = join(job, workspace, overwrite, streams)
         workspace.delete()
     seconds = time.perf_counter() - started
     return Rendered(job.output, frames, job.layout.frame, job.rates.playing, seconds, tuple(job.reader.notices))
@@ -197,24 +203,16 @@ def check_encoding(job: Job, workspace: Workspace) -> None:
         return
     with workspace.temporary(f"trial{job.suffix}") as path, segment_writer(job)(path) as write:
         write(job.encoding.components(Picture(torch.zeros(3, *job.layout.frame))))
-    try:
-        with workspace.temporary(f"trial{job.suffix}") as path, av.open(str(path), "w") as container:
-            job.encoding.add_stream(container, (64, 64), Fraction(24))
-            with other_streams(job)(container):
-                container.start_encoding()
-    except (av.FFmpegError, ValueError) as error:
-        raise ValueError(
-            f"the input's sound cannot be stored in {job.suffix}; write .mkv, or give --no-audio"
-        ) from error
 
 
-def join(job: Job, workspace: Workspace, overwrite: bool, expected: int | None = None) -> int:
+def join(job: Job, workspace: Workspace, overwrite: bool, streams: OpenStreams, expected: int | None = None) -> int:
     """Joins the finished segments to the output.
 
     Args:
         job: the job.
         workspace: holds its segments.
         overwrite: replace an output that exists.
+        streams: what ``other_streams`` returned for the job.
         expected: the number of frames that there should be; None for those that there are.
 
     Returns:
@@ -228,23 +226,23 @@ def join(job: Job, workspace: Workspace, overwrite: bool, expected: int | None =
         return frames
     files = check_segments(workspace, job.rates.playing, job.options.segment_frames, expected)
     with workspace.temporary(f"joined{job.suffix}") as path:
-        join_video(workspace, files, path, job.rates.playing, other_streams(job))
+        join_video(workspace, files, path, job.rates.playing, streams)
         if job.suffix in (".mkv", ".webm") and job.layout.sample_aspect_ratio:
             write_pixel_shape(path, job.layout.sample_aspect_ratio)
         publish(path, job.output, overwrite)
     return sum(file.frames for file in files)
 
 
-def other_streams(
-    job: Job,
-) -> Callable[[av.container.OutputContainer], AbstractContextManager[Callable[[Fraction | None], None]]]:
-    """Adds what the input holds besides its pictures to the container of the output."""
-
-    @contextlib.contextmanager
-    def open_others(container: av.container.OutputContainer) -> Iterator[Callable[[Fraction | None], None]]:
-        if job.options.audio and isinstance(job.reader, VideoReader):
-            yield copied_audio(container, job.reader)
-        else:
-            yield lambda until: None
-
-    return open_others
+def other_streams(job: Job) -> OpenStreams:
+    """What the input holds besides its pictures, for the container of the output. What cannot be kept is noticed."""
+    reader = job.reader
+    if not isinstance(reader, VideoReader):
+        return nothing_else
+    options = StreamOptions(
+        audio=job.options.audio,
+        audio_codec=job.options.audio_codec,
+        slowdown=job.rates.slowdown,
+        slow_audio=job.options.slow_audio,
+    )
+    tracks = plan_streams(reader, job.suffix, options, reader.notices)
+    return functools.partial(carry_streams, reader=reader, tracks=tracks, options=options, notices=reader.notices)

@@ -1,10 +1,9 @@
 """Frames into a video file or a folder of images. Nothing appears under the final name before it is complete."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import av.container
@@ -13,10 +12,7 @@ from stif_rt.files import whole_file
 from stif_rt.video.colour import IDENTITY, Colour, Components, from_image
 from stif_rt.video.encoding import CODECS, CRF, IMAGE_CODECS, Encoding, choose_encoding
 from stif_rt.video.notices import Notices
-from stif_rt.video.reader import Image, VideoReader
-
-AUDIO_LEAD = Fraction(1, 2)
-"""Seconds by which copied audio runs ahead of the video in the file, so that players need not seek."""
+from stif_rt.video.reader import Image
 
 
 def is_video(path: Path) -> bool:
@@ -105,38 +101,6 @@ def write_video(path: Path, images: Iterable[Image], rate: Fraction, crf: int = 
         for image in itertools.chain((first,), iterator):
             writer.write(encoding.components(from_image(image)))
         writer.finish()
-
-
-def copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Callable[[Fraction | None], None]:
-    """Adds the input's sound to a container; returns a function that writes it up to a time, all of it for None."""
-    packets = _copied_audio(container, source)
-    waiting = next(packets, None)
-
-    def mux(until: Fraction | None) -> None:
-        nonlocal waiting
-        while waiting is not None:
-            if until is not None and waiting.dts is not None and waiting.dts * waiting.time_base > until + AUDIO_LEAD:
-                return
-            container.mux(waiting)
-            waiting = next(packets, None)
-
-    return mux
-
-
-def _copied_audio(container: av.container.OutputContainer, source: VideoReader) -> Iterator["av.Packet[Any]"]:
-    """The input's audio packets, shifted so that the first video frame is at zero."""
-    with av.open(str(source.path.absolute())) as file:
-        if not file.streams.audio:
-            return
-        stream = file.streams.audio[0]
-        copy = container.add_stream_from_template(stream)
-        for packet in file.demux(stream):
-            if packet.dts is None or packet.pts is None:  # the demuxer's end mark
-                continue
-            shift = round(source.origin / packet.time_base)
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-            packet.stream = copy
-            yield packet
 
 
 def publish_images(temporary: Path, target: Path, overwrite: bool) -> None:
