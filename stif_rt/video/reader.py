@@ -47,6 +47,8 @@ SEEK_FROM = 2
 """Seconds; what starts earlier is reached by decoding from the beginning."""
 SEEKABLE = ("mov", "matroska")
 """Demuxers whose seeks can be checked: all pictures have presentation times, and an index says where they are."""
+LARGE_FILE = 2**32
+"""Bytes; smaller files whose clock may jump are read through to know how long they are."""
 MAX_READ_ERRORS = 100
 """Errors in a row, without a packet between them, after which the rest of a file is given up."""
 
@@ -473,6 +475,9 @@ class VideoReader:
         return None
 
     def _declared_duration(self, decoder: _Decoder) -> Fraction | None:
+        if decoder.continuity.may_reset and decoder.container.size < LARGE_FILE:
+            ticks = self._packet_times[0]
+            return (ticks[-1] - ticks[0]) * self._time_base + 1 / self.rate if ticks else None
         if decoder.stream.duration:
             return decoder.stream.duration * self._time_base
         duration = decoder.container.duration

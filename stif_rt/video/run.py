@@ -241,6 +241,8 @@ def other_streams(job: Job) -> OpenStreams:
     options = StreamOptions(
         audio=job.options.audio,
         audio_codec=job.options.audio_codec,
+        start=job.start,
+        end=None if job.stop is None else job.start + job.stop / job.rates.sampling,
         slowdown=job.rates.slowdown,
         slow_audio=job.options.slow_audio,
     )

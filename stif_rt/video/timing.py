@@ -47,11 +47,15 @@ class Continuity:
     Args:
         container: the open input; its format says whether clocks may be reset.
         notices: gets one for each jump.
+
+    Attributes:
+        may_reset: whether clocks are reset in files of that format.
+        jumps: how many were met.
     """
 
     def __init__(self, container: "av.container.InputContainer", notices: Notices) -> None:
-        may_reset = bool(av.format.Flags.ts_discont & av.format.Flags(container.format.flags))
-        self.forward = FORWARD_JUMP if may_reset else FORWARD_JUMP_ELSEWHERE
+        self.may_reset = bool(av.format.Flags.ts_discont & av.format.Flags(container.format.flags))
+        self.forward = FORWARD_JUMP if self.may_reset else FORWARD_JUMP_ELSEWHERE
         self.notices = notices
         self.offset = Fraction(0)  # the newest one of any stream
         self.jumps = 0
