@@ -59,6 +59,7 @@ class Continuity:
         self.notices = notices
         self.offset = Fraction(0)  # the newest one of any stream
         self.jumps = 0
+        self._begin = Fraction(0)
         self._clocks: dict[int, _Clock] = {}
 
     def correct(self, packet: "av.Packet[Any]") -> None:
@@ -75,13 +76,16 @@ class Continuity:
             return clock.offset if clock else self.offset
         raw = packet.dts * packet.time_base
         if clock is None:
+            if not self._clocks:
+                self._begin = raw
             clock = self._clocks[packet.stream_index] = _Clock(self.offset, raw + self.offset)
         jump = raw + clock.offset - clock.end
         if not -BACKWARD_JUMP <= jump <= self.forward and not self._is_filled(clock, jump):
             if not -OVERLAP <= raw + self.offset - clock.end <= self.forward:
                 self.offset = clock.end - raw
                 self.jumps += 1
-                self.notices.add("timestamps jump; what follows is moved to continue", f"{float(clock.end):.2f} s")
+                place = f"{float(clock.end - self._begin):.2f} s"
+                self.notices.add("timestamps jump; what follows is moved to continue", place)
             clock.offset = self.offset
         clock.end = raw + clock.offset + (packet.duration or 0) * packet.time_base
         return clock.offset
