@@ -303,6 +303,7 @@ def test_display_size_is_exact(size, ratio):
         (Colour(bits=16, matrix=IDENTITY), {}, "libx265", "yuv420p10le"),
         (Colour(), {"pixel_format": "yuv420p10"}, "libx265", "yuv420p10le"),
         (Colour(), {"codec": "libx264", "pixel_format": "yuv444p"}, "libx264", "yuv444p"),
+        (Colour(bits=10), {"codec": "hevc"}, "libx265", "yuv420p10le"),
         (Colour(), {"codec": "prores_ks"}, "prores_ks", "yuv422p10le"),
         (Colour(bits=10), {"codec": "libvpx-vp9"}, "libvpx-vp9", "yuv420p"),
     ],
@@ -324,6 +325,33 @@ def test_choices(colour, options, codec, pixel_format):
 def test_what_does_not_exist_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         choose_encoding(".mp4", Colour(), Notices(), **options)
+
+
+def test_opaque_pictures_with_an_alpha_channel_are_no_loss(tmp_path):
+    write(tmp_path / "in.mkv", Colour(IDENTITY, full_range=True, alpha=True), "bgra")
+    rendered = render(tmp_path / "in.mkv", tmp_path / "out.mov")
+    assert not rendered.warnings
+    assert decode(tmp_path / "out.mov").format.name == "yuv420p"
+
+
+def test_late_transparency_is_said(tmp_path):
+    encoding = choose_encoding(".mkv", Colour(IDENTITY, full_range=True, alpha=True), Notices(), "ffv1", "bgra")
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = encoding.add_stream(container, SIZE, Fraction(10))
+        for number in range(20):
+            frame = encoding.frame(encoding.components(wave(alpha=number == 18)), SIZE)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    rendered = render(tmp_path / "in.mkv", tmp_path / "out.mp4")
+    assert [str(w) for w in rendered.warnings] == ["1.80 s: a transparent picture is laid on black"]
+
+
+def test_wide_gamut_images_say_so(tmp_path):
+    write(tmp_path / "in.mkv", Colour(BT2020, BT2020, 14, bits=10), "yuv420p10le", "libx265")
+    render(tmp_path / "in.mkv", tmp_path / "out")
+    frame = decode(tmp_path / "out" / "frame_000000.png")
+    assert (frame.color_primaries, frame.color_trc) == (BT2020, 14)
 
 
 def test_untagged_video_is_tagged_with_what_it_was_taken_for(tmp_path):

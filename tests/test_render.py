@@ -151,3 +151,12 @@ def test_transparent_pictures_are_rendered_on_black_and_their_alpha_beside(runti
     (out,) = render_pair(first, second, [0.25])
     assert out["alpha"] is None
     torch.testing.assert_close(out["rgb"], runtime.encode(first.rgb, second.rgb).render(0.25, scale=2))
+
+
+def test_grey_stays_grey(runtime):
+    pair = [Picture(from_image(picture(n)).rgb[:1].expand(3, -1, -1)) for n in range(2)]
+    render_pair = NetworkRenderer(runtime, make_layout(SIZE, scale=2), lambda rendered: {"rgb": rendered.rgb})
+    (out,) = render_pair(*pair, [0.5])
+    network = runtime.encode(*(p.rgb for p in pair)).render(0.5, scale=2)
+    assert not torch.equal(network[0], network[1])
+    assert torch.equal(out["rgb"], network.mean(0).expand(3, -1, -1))

@@ -13,6 +13,7 @@ import av.container
 
 from stif_rt.video.colour import (
     BT709,
+    BT2020,
     IDENTITY,
     UNSPECIFIED,
     Colour,
@@ -32,6 +33,8 @@ DEEP_CODECS = {**dict.fromkeys(CODECS, "libx265"), ".webm": "libsvtav1"}
 """Of video above 8 bits: hardly anything plays 10-bit H.264."""
 IMAGE_CODECS = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".exr": "exr"}
 CRF = 16
+WIDE = {BT2020, 10, 11, 12, 22}
+"""Primaries that no viewer assumes where a file does not name them."""
 ALPHA_FORMATS = {"prores_ks": "yuva444p10le", "libvpx-vp9": "yuva420p", "ffv1": "yuva444p", "libx265": "yuva420p"}
 VIDEO_FORMATS = {"prores_ks": "yuv422p10le", "prores": "yuv422p10le", "mjpeg": "yuvj420p", "dnxhd": "yuv422p"}
 """Of codecs that do not take 4:2:0, and of those that keep alpha."""
@@ -133,6 +136,7 @@ def choose_encoding(
         codec = (DEEP_CODECS if deep else CODECS)[suffix]
         if alpha and suffix in (".mov", ".webm"):
             codec = "prores_ks" if suffix == ".mov" else "libvpx-vp9"
+    codec = encoder_name(codec)
     offered = encoder_formats(codec)
     pixel_format = _checked_format(pixel_format, codec, offered) or _default_format(codec, colour, offered)
     kept = _layout(pixel_format)
@@ -182,22 +186,28 @@ def choose_image_encoding(
     )
     if codec == "exr":
         written = dataclasses.replace(written, primaries=UNSPECIFIED if not colour.hdr else colour.primaries)
-    elif not colour.hdr:  # PNG viewers would take video's transfer for a gamma of their own
+    elif not colour.hdr and colour.primaries not in WIDE:  # PNG viewers would take video's transfer for a gamma
         written = dataclasses.replace(written, primaries=UNSPECIFIED, transfer=UNSPECIFIED)
     elif codec == "tiff":
-        notices.add("TIFF files cannot say that their pictures are HDR; write PNG or EXR, or give --tonemap")
+        notices.add("TIFF files cannot say that their pictures are HDR or of wide gamut; PNG and EXR files can")
     _say_what_is_lost(colour, kept, codec, pixel_format, notices)
     return Encoding(codec, pixel_format, written, dict(options or {}))
 
 
-def encoder_formats(codec: str) -> list[str]:
-    """The pixel formats that an encoder takes and this package can write; all of the latter where it does not say."""
+def encoder_name(codec: str) -> str:
+    """The encoder's own name, also for the name of a format such as hevc. ValueError for one that encodes no video."""
     try:
-        found = av.Codec(codec, "w")
+        encoder = av.Codec(codec, "w")
     except ValueError as error:
         raise ValueError(f"there is no encoder {codec!r} here") from error
-    if found.type != "video":
+    if encoder.type != "video":
         raise ValueError(f"{codec!r} does not encode video")
+    return encoder.name
+
+
+def encoder_formats(codec: str) -> list[str]:
+    """The pixel formats that an encoder takes and this package can write; none where it does not say."""
+    found = av.Codec(codec, "w")
     return [format.name for format in found.video_formats or [] if layout(format.name) is not None]
 
 
@@ -235,7 +245,8 @@ def _default_format(codec: str, colour: Colour, offered: list[str]) -> str:
         return ALPHA_FORMATS[codec]
     if codec in VIDEO_FORMATS:
         return VIDEO_FORMATS[codec]
-    wanted = ["yuv420p10le", "yuv420p"] if colour.bits > 8 else ["yuv420p", "yuv420p10le"]
+    shallow, deep = ["yuv420p", "nv12"], ["yuv420p10le", "p010le"]
+    wanted = deep + shallow if colour.bits > 8 else shallow + deep
     return next((name for name in wanted if name in offered), offered[0] if offered else wanted[0])
 
 
@@ -252,6 +263,8 @@ def _codec_options(codec: str, colour: Colour, crf: int, kept: Layout) -> dict[s
     options = {}
     if codec in ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "libaom-av1"):
         options["crf"] = str(crf)
+    elif codec.endswith("_nvenc"):
+        options["cq"] = str(crf)
     if kept.subsampling != (1, 1):
         options["chroma_sample_location"] = colour.siting
     if codec == "prores_ks" and kept.alpha:

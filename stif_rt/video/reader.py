@@ -387,6 +387,9 @@ class VideoReader:
             picture = probe[0].frame
             self._conversion = make_conversion(picture, stream.codec_context.name, None, tonemap)
             self.colour = self._conversion.colour
+            if self.colour.alpha:  # GIF and ProRes 4444 are mostly opaque
+                transparent = any(self._conversion(item.frame).alpha is not None for item in probe)
+                self.colour = replace(self.colour, alpha=transparent)
             for text in what_is_lost(item.frame for item in probe):
                 notices.add(text)
             if deinterlace == "off" and any(item.frame.interlaced_frame for item in probe):
@@ -419,7 +422,10 @@ class VideoReader:
                 if (height, width) != (self.height, self.width):
                     text = f"pictures of {width}x{height} are resized to {self.width}x{self.height}, as the first one"
                     self.notices.add(text, f"{float(item.start):.2f} s")
-                yield _frame(*item, self._conversion, (self.height, self.width), self.device)
+                frame = _frame(*item, self._conversion, (self.height, self.width), self.device)
+                if frame.picture.alpha is not None and not self.colour.alpha:
+                    self.notices.add("a transparent picture is laid on black", f"{float(item.start):.2f} s")
+                yield frame
             self._check_end(decoder)
         finally:
             if decoder is not None:

@@ -51,12 +51,14 @@ class NetworkRenderer:
         encoded: tuple[EncodedPair, EncodedPair | None] | None = None
         prepared: Components | None = None
         shown: float | None = None
+        grey: bool | None = None  # the network may tint what has no colour
         for t in times:
             if prepared is None or t != shown:
                 picture = self._kept(before, after, t)
                 if picture is None:
                     encoded = encoded or self._encode(before, after)
-                    picture = self._rendered(t, *encoded)
+                    grey = is_grey(before) and is_grey(after) if grey is None else grey
+                    picture = self._rendered(t, grey, *encoded)
                 rgb, alpha = picture
                 picture = Picture(self._framed(rgb), None if alpha is None else self._framed(alpha))
                 prepared, shown = self.prepare(picture), t
@@ -79,10 +81,12 @@ class NetworkRenderer:
         alphas = ((opaque if p.alpha is None else p.alpha).expand(3, -1, -1) for p in (before, after))
         return pair, self.runtime.encode(*alphas)
 
-    def _rendered(self, t: float, pair: EncodedPair, alpha_pair: EncodedPair | None) -> Picture:
+    def _rendered(self, t: float, grey: bool, pair: EncodedPair, alpha_pair: EncodedPair | None) -> Picture:
         size, region = self.layout.picture, self.layout.region
         part = None if region == (0, 0, *size) else region
         rgb = pair.render(t, size=size, region=part)
+        if grey:
+            rgb = rgb.mean(0).expand(3, -1, -1)
         if alpha_pair is None:
             return Picture(rgb)
         alpha = alpha_pair.render(t, size=size, region=part).mean(0)
@@ -97,6 +101,12 @@ class NetworkRenderer:
         y, x = self.layout.offset
         frame[..., y : y + h, x : x + w] = plane
         return frame
+
+
+def is_grey(picture: Picture) -> bool:
+    """Whether there is no colour anywhere."""
+    red, green, blue = picture.rgb
+    return torch.equal(red, green) and torch.equal(green, blue)
 
 
 def pictures(pairs: Iterable[Pair], render_pair: PairRenderer) -> Generator[Components, None, None]:
