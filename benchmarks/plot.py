@@ -1,6 +1,7 @@
 """How the figures look."""
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ STYLES = {
     "bicubic": ("#7f7f7f", "."),
 }
 """Colour and marker of each method of the paper's figure."""
-OTHER_STYLES = [(colour, marker) for marker in "P*X<>h" for colour in ("#8c564b", "#e377c2", "#bcbd22", "#17becf")]
-"""Those of other two-stage methods, in turn."""
+OTHER_COLOURS = ("#8c564b", "#e377c2", "#bcbd22", "#17becf", "#000000", "#aec7e8", "#98df8a")
+OTHER_MARKERS = "P*X<>"
+"""Those of other two-stage methods, in turn; their pairs repeat after 35."""
 DASHES = ("-", "--", ":", "-.")
 
 plt.rcParams |= {
@@ -48,7 +50,7 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
 def line_styles(lines: list[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Colour and marker say the method, dashes which of its dtypes and backends."""
     others = [name for name in dict.fromkeys(line.method for line in lines) if name not in STYLES]
-    styles = STYLES | dict(zip(others, OTHER_STYLES, strict=False))
+    styles = STYLES | dict(zip(others, zip(cycle(OTHER_COLOURS), cycle(OTHER_MARKERS), strict=False), strict=False))
     for line in lines:
         variant = [other for other in lines if other.method == line.method].index(line)
         colour, marker = styles[line.method]
