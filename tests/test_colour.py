@@ -17,12 +17,12 @@ from stif_rt.video.colour import (
     YCGCO,
     Colour,
     Picture,
-    chroma_siting,
     describe,
     flatten,
     from_rgb,
     to_rgb,
 )
+from stif_rt.video.frame_tags import chroma_siting
 from stif_rt.video.planes import layout, unpack
 from stif_rt.video.resampling import enlarge, reduce
 

@@ -98,3 +98,14 @@ def test_videos(tmp_path, degrees, mirrored):
     stored = torch.arange(6).reshape(2, 3)
     expected = torch.rot90(stored, degrees // 90)
     assert torch.equal(orientation.apply(stored), expected.flip(1) if mirrored else expected)
+
+
+@pytest.mark.parametrize("value", EXIF)
+def test_frames_that_carry_exif(value):
+    """FFmpeg's own reading of EXIF, in a frame whose side data PyAV cannot list."""
+    exif = Image.Exif()
+    exif[0x112] = value
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "JPEG", exif=exif)
+    with av.open(io.BytesIO(file.getvalue())) as container:
+        assert frame_orientation(next(container.decode(video=0))) == EXIF[value]

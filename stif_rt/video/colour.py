@@ -5,20 +5,17 @@ the signal as it is coded (gamma, PQ or HLG); ``tonemap.py`` changes that.
 """
 
 import functools
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import av
 import av.logging
 import numpy as np
 import torch
-from av.buffer import Buffer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stif_rt.video.frame_tags import chroma_siting, side_data
 from stif_rt.video.planes import Layout, layout, pack, unpack
 from stif_rt.video.resampling import enlarge, reduce
 
@@ -46,7 +43,7 @@ SITINGS = {
 }
 """Where the first chroma sample lies, (down, across), in luma steps from the first luma sample; None: in the middle."""
 CENTRED_CODECS = {"mjpeg", "mjpegb", "ljpeg", "webp", "mpeg1video", "theora", "h261", "h263", "flv1"}
-"""Codecs that put chroma samples between the luma samples, where the stream does not say."""
+"""Codecs that put chroma samples between the luma samples, always."""
 
 
 Components = dict[str, Tensor]
@@ -122,66 +119,21 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
         full_range = frame.color_range == FULL
     else:
         full_range = rgb or grey or jpeg
-    try:
-        mastering, light_level = side_data(frame, "MASTERING_DISPLAY_METADATA"), side_data(frame, "CONTENT_LIGHT_LEVEL")
-    except LookupError:  # photographs with EXIF, which have neither
-        mastering = light_level = None
-    siting = chroma_siting(frame) if subsampled else None
-    if siting is None:
-        siting = "center" if name.startswith("yuvj") or codec in CENTRED_CODECS else "left"
+    siting = None
+    if subsampled:
+        siting = "center" if codec in CENTRED_CODECS else chroma_siting(frame)
     return Colour(
         matrix=matrix,
         primaries=frame.color_primaries,
         transfer=LINEAR if codec == "exr" and frame.color_trc == UNSPECIFIED else frame.color_trc,
         full_range=full_range,
-        siting=siting,
+        siting=siting if siting in SITINGS else "left",
         bits=max(component.bits for component in frame.format.components) if name != "pal8" else 8,
         grey=grey,
         alpha=kept.alpha if kept else name == "pal8",
-        mastering=mastering,
-        light_level=light_level,
+        mastering=side_data(frame, "MASTERING_DISPLAY_METADATA"),
+        light_level=side_data(frame, "CONTENT_LIGHT_LEVEL"),
     )
-
-
-def side_data(frame: av.VideoFrame, kind: str) -> bytes | None:
-    """The bytes of one kind of a frame's side data, None where it has none.
-
-    Raises:
-        LookupError: where PyAV cannot list it, as it does not know another kind that the frame has (EXIF).
-    """
-    try:
-        data = cast("Mapping[str, Buffer]", frame.side_data).get(kind)
-    except ValueError as error:
-        raise LookupError(f"side data of this frame cannot be listed: {error}") from error
-    return None if data is None else bytes(data)
-
-
-_showinfo_lock = threading.Lock()
-
-
-def chroma_siting(frame: av.VideoFrame) -> str | None:
-    """Where the frame is tagged to have its chroma samples, a key of ``SITINGS``; None where it does not say.
-
-    PyAV does not hand this field out, but FFmpeg's filter ``showinfo`` prints it.
-    """
-    graph, base = av.filter.Graph(), frame.time_base or Fraction(1, 25)
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
-    graph.link_nodes(source, graph.add("showinfo", "checksum=0"), graph.add("buffersink")).configure()
-    with _showinfo_lock:
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)
-        try:
-            with av.logging.Capture() as messages:
-                graph.push(frame)
-                graph.pull()
-        finally:
-            av.logging.set_level(level)
-    for _, _, message in messages:
-        words = message.split()
-        tags = [word.removeprefix("cl:") for word in words if word.startswith("cl:")]
-        if tags:
-            return tags[0] if tags[0] in SITINGS else None
-    return None
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour, device: torch.device | str = "cpu") -> Picture:

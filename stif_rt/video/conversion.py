@@ -16,9 +16,9 @@ from stif_rt.video.colour import (
     Colour,
     Picture,
     describe,
-    side_data,
     to_rgb,
 )
+from stif_rt.video.frame_tags import side_data
 from stif_rt.video.options import Tonemap
 from stif_rt.video.orientation import Orientation, exif_orientation, frame_orientation
 from stif_rt.video.tonemap import SRGB, content_peak, from_light, tonemap, tonemapped
@@ -83,10 +83,7 @@ def what_is_lost(frames: Iterable[av.VideoFrame]) -> list[str]:
     """Notices about what the first frames of a video say and the output will not."""
     lost: list[str] = []
     for frame in frames:
-        try:
-            lost += [LOST[kind] for kind in LOST if side_data(frame, kind) is not None]
-        except LookupError:  # not even FFmpeg's names are known
-            continue
+        lost += [LOST[kind] for kind in LOST if side_data(frame, kind) is not None]
         if not frame.format.is_rgb and frame.colorspace not in KNOWN_MATRICES:
             matrix = "BT.2020's" if frame.colorspace in (10, 14) else "that of other pictures of this size"
             lost.append(f"its own YCbCr matrix (number {frame.colorspace} of H.273; {matrix} is taken instead)")

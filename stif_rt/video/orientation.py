@@ -6,7 +6,7 @@ from typing import NamedTuple
 import av
 from torch import Tensor
 
-from stif_rt.video.colour import side_data
+from stif_rt.video.frame_tags import side_data
 
 
 class Orientation(NamedTuple):
@@ -50,10 +50,7 @@ EXIF = {
 
 def frame_orientation(frame: av.VideoFrame) -> Orientation:
     """What the display matrix of a video frame asks for; upright where it has none."""
-    try:
-        data = side_data(frame, "DISPLAYMATRIX")
-    except LookupError:
-        return _from_rotation(frame.rotation)
+    data = side_data(frame, "DISPLAYMATRIX")
     return UPRIGHT if data is None else from_display_matrix(struct.unpack("=9i", data[:36]))
 
 
@@ -63,11 +60,6 @@ def from_display_matrix(matrix: tuple[int, ...]) -> Orientation:
     if abs(across_x) + abs(down_y) >= abs(across_y) + abs(down_x):
         return Orientation(False, down_y < 0, across_x < 0)
     return Orientation(True, across_y < 0, down_x < 0)
-
-
-def _from_rotation(degrees: int) -> Orientation:
-    """For turns counter-clockwise."""
-    return (UPRIGHT, EXIF[8], EXIF[3], EXIF[6])[round(degrees / 90) % 4]
 
 
 def exif_orientation(data: bytes) -> Orientation:

@@ -260,7 +260,10 @@ def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
     tags = {key.lower(): value for key, value in stream.metadata.items()}
     if name is None or tags.get("alpha_mode") != "1":
         return None
-    return cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+    for tag in ("color_primaries", "color_trc", "colorspace", "color_range"):
+        setattr(decoder, tag, getattr(stream.codec_context, tag))
+    return decoder
 
 
 class _Picture(NamedTuple):
