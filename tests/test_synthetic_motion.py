@@ -11,7 +11,7 @@ from stif_rt.training.examples import Batches, Recipe
 from stif_rt.training.train import flow_error
 
 SIDE = 48
-RECIPE = Recipe(patch=12, scales=(4.0, 4.0), windows=(5, 5), targets=3, synthetic=1.0, largest_motion=4.0)
+RECIPE = Recipe(patch=12, scale=4.0, window=5, targets=3, synthetic=1.0, largest_motion=4.0)
 
 
 def smooth_picture(seed: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_examples_in_motion_are_consistent():
 
 
 def test_share_of_examples_in_motion():
-    batch = Batches([clip()], Recipe(patch=8, windows=(3, 3), targets=1, synthetic=0.5), 40, 0)[0]
+    batch = Batches([clip()], Recipe(patch=8, window=3, targets=1, synthetic=0.5), 40, 0)[0]
     known = batch.visible.flatten(1).any(1)
     assert 10 < known.sum() < 30
 
@@ -105,7 +105,7 @@ def test_the_place_that_changes_most_is_taken():
     """The left half stands still."""
     frames = np.zeros((3, 40, 200, 3), np.uint8)
     frames[2, :, 100:] = 200
-    recipe = Recipe(patch=8, windows=(3, 3), targets=1)
+    recipe = Recipe(patch=8, window=3, targets=1)
 
     def moving(candidates):
         batch = Batches([Clip("c", frames, [(0, 3)])], Recipe(**{**vars(recipe), "candidates": candidates}), 60, 0)[0]
@@ -121,7 +121,7 @@ def test_the_place_with_most_detail_is_taken():
     frames[:, :, 100:] = np.random.default_rng(0).integers(0, 255, (1, 40, 100, 3))
 
     def textured(candidates):
-        recipe = Recipe(patch=8, windows=(3, 3), targets=1, candidates=candidates)
+        recipe = Recipe(patch=8, window=3, targets=1, candidates=candidates)
         batch = Batches([Clip("c", frames, [(0, 3)])], recipe, 60, 0)[0]
         return (batch.frames[:, 0].flatten(1).std(1) > 0.01).float().mean()
 

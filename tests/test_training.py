@@ -28,12 +28,13 @@ from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, l
 CPU = torch.device("cpu")
 CONFIG = Config(**TINY, grid="centres", residual=True, flow_unit="input")
 MOVING = {1: Config(**MOTION, **LEARNED), 2: Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2)}
-RECIPE = Recipe(patch=8, scales=(2.0, 2.0), windows=(2, 4), targets=2, photometric=True)
+RECIPE = Recipe(patch=8, scale=2.0, min_window=2, window=4, targets=2, photometric=True)
 SMALL = Options(
     recipe=RECIPE,
     stage_one=4,
     stage_two=3,
-    stage_two_scales=(1.0, 2.0),
+    min_scale=1.0,
+    max_scale=2.0,
     batch=2,
     learning_rate=1e-3,
     period=7,
@@ -85,7 +86,7 @@ def test_clips_are_cached_and_cut_into_shots(tmp_path):
 
 def test_one_example_in_five_is_dark():
     frames = np.full((2, 16, 16, 3), 255, np.uint8)
-    recipe = Recipe(patch=4, windows=(2, 2), photometric=True)
+    recipe = Recipe(patch=4, window=2, photometric=True)
     brightness = Batches([Clip("white", frames, [(0, 2)])], recipe, 400, 0)[0].frames.flatten(1).mean(1)
     assert 0.13 < (brightness < 0.49).float().mean() < 0.27
     assert brightness.min() < 0.05
@@ -106,7 +107,7 @@ def test_examples_are_consistent():
     """Frame n is a flat grey of level n: times, targets and inputs must tell the same story."""
     frames = np.broadcast_to((20 * np.arange(10, dtype=np.uint8)).reshape(10, 1, 1, 1), (10, 40, 40, 3))
     clip = Clip("ramp", frames, [(0, 10)])
-    batch = Batches([clip], dataclasses.replace(RECIPE, windows=(3, 9), photometric=False, targets=3), 64, 0)[0]
+    batch = Batches([clip], dataclasses.replace(RECIPE, min_window=3, window=9, photometric=False, targets=3), 64, 0)[0]
     start, end = (batch.frames[:, k].mean((1, 2, 3)) for k in (0, 1))
     expected = start[:, None] + (end - start)[:, None] * batch.times
     torch.testing.assert_close(batch.truth.mean((2, 3, 4)), expected, atol=1e-4, rtol=0)
@@ -119,15 +120,20 @@ def test_examples_are_consistent():
 
 
 def test_inputs_are_the_degraded_truth(clips):
-    recipe = dataclasses.replace(RECIPE, windows=(2, 2), photometric=False)
+    recipe = dataclasses.replace(RECIPE, window=2, photometric=False)
     batch = Batches(clips, recipe, 8, 0)[0]
     for frames, times, truth in zip(batch.frames, batch.times, batch.truth, strict=True):
         for t, picture_ in zip(times, truth, strict=True):
             torch.testing.assert_close(degrade(picture_, (8, 8)), frames[int(t)])
 
 
+def test_windows_have_an_order():
+    with pytest.raises(ValueError, match="min_window is 5, more than window, which is 3"):
+        Recipe(window=3, min_window=5)
+
+
 def test_scale_is_drawn_per_batch(clips):
-    data = Batches(clips, dataclasses.replace(RECIPE, scales=(1.0, 4.0)), 1, 0)
+    data = Batches(clips, RECIPE, 1, 0, (), (1.0, 4.0))
     sides = {data[n].truth.shape[-1] for n in range(40)}
     assert min(sides) < 14
     assert max(sides) > 26
@@ -136,7 +142,7 @@ def test_scale_is_drawn_per_batch(clips):
 
 def test_unusable_clips_are_refused(clips):
     with pytest.raises(ValueError, match="10 frames without a cut"):
-        Batches(clips, dataclasses.replace(RECIPE, windows=(2, 10)), 1, 0)
+        Batches(clips, dataclasses.replace(RECIPE, min_window=2, window=10), 1, 0)
     with pytest.raises(ValueError, match="48x48"):
         Batches(clips, dataclasses.replace(RECIPE, patch=24), 1, 0)
 
@@ -173,7 +179,7 @@ def test_fast_form_of_a_network_with_velocity_is_the_model(stride, context):
 
 
 def test_a_head_that_is_not_trained_stays_as_it_is(clips, tmp_path):
-    recipe = dataclasses.replace(RECIPE, patch=12, context=2, scales=(1.5, 1.5), synthetic=0.5)
+    recipe = dataclasses.replace(RECIPE, patch=12, context=2, scale=1.5, synthetic=0.5)
     options = dataclasses.replace(SMALL, recipe=recipe, stage_one=2, stage_two=0, motion_share=0.0, blend_weight=0.1)
     torch.manual_seed(0)
     model = STIF(MOVING[1])
@@ -186,7 +192,9 @@ def test_a_head_that_is_not_trained_stays_as_it_is(clips, tmp_path):
 
 def test_only_the_head_is_trained_on_flow_alone(clips, tmp_path):
     """And it learns: the same batch again and again, of still pictures in motion."""
-    recipe = Recipe(32, (1.0, 1.0), (3, 3), 1, synthetic=1.0, largest_motion=6.0, middle=1.0, noise=0.01, exposure=0.05)
+    recipe = Recipe(
+        32, scale=1.0, window=3, targets=1, synthetic=1.0, largest_motion=6.0, middle=1.0, noise=0.01, exposure=0.05
+    )
     options = dataclasses.replace(SMALL, recipe=recipe, stage_one=12, stage_two=0, flow_only=True, smooth_weight=0.01)
     torch.manual_seed(0)
     model = STIF(MOVING[2])
@@ -219,7 +227,7 @@ def test_velocity_is_known_midway_only():
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_context_surrounds_the_patch(clips, scale):
-    recipe = dataclasses.replace(RECIPE, context=2, scales=(scale, scale), windows=(2, 2), photometric=False)
+    recipe = dataclasses.replace(RECIPE, context=2, scale=scale, window=2, photometric=False)
     batch = Batches(clips, recipe, 4, 0)[0]
     assert batch.frames.shape[-1] == 12
     assert batch.truth.shape[-1] == round(8 * scale)
@@ -388,7 +396,7 @@ def test_another_configuration_does_not_resume(clips, tmp_path):
 
 
 def test_both_stages_are_checked_before_the_first(clips, tmp_path):
-    options = dataclasses.replace(SMALL, stage_two_scales=(1.0, 8.0))
+    options = dataclasses.replace(SMALL, min_scale=1.0, max_scale=8.0)
     with pytest.raises(ValueError, match="64x64"):
         train(fresh(), clips, options, tmp_path, CPU, 0, lambda step: pytest.fail("an iteration was run"))
 
@@ -455,7 +463,7 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
 
     torch.manual_seed(0)
     model = STIF(CONFIGS["stif-s-dcn"]).train()
-    data = Batches(clips, Recipe(patch=8, scales=(2.0, 2.0), windows=(3, 3)), 1, 0)
+    data = Batches(clips, Recipe(patch=8, scale=2.0, window=3), 1, 0)
     for batch in (data[0], data[1]):
         made = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
         (charbonnier(made.rgb, batch.truth) / 2).backward()

@@ -3,10 +3,10 @@
 import copy
 import csv
 import difflib
+import inspect
 import os
 import sys
 from collections import deque
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import Runtime, choose_device
+from stif_rt.training.declare import declared, parameters
 from stif_rt.training.examples import Recipe
 from stif_rt.training.train import Options, Step, is_first_process
 from stif_rt.training.train import train as train_model
@@ -36,12 +37,6 @@ else:
 
 FIRST_LINES, LINE_EVERY = (1, 2, 5, 10, 20), 50
 """Iterations of this run that print a line, and how many lie between all others that do."""
-
-
-class Precision(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def read_recipe(context: typer.Context, path: Path | None) -> Path | None:
@@ -79,120 +74,23 @@ def train(
     downscale: Annotated[
         float, typer.Option(min=0.1, help="Shrink clips by this before use, to shed compression.")
     ] = 1,
-    stage_one: Annotated[int, typer.Option(help="Iterations at one spatial scale.")] = 450_000,
-    stage_two: Annotated[int, typer.Option(help="Iterations at scales drawn per batch.")] = 150_000,
-    scale: Annotated[float, typer.Option(help="Spatial scale of stage one.")] = 4,
-    min_scale: Annotated[float, typer.Option(help="Smallest spatial scale of stage two.")] = 1,
-    max_scale: Annotated[float, typer.Option(help="Largest spatial scale of stage two.")] = 4,
-    batch: Annotated[int, typer.Option(help="Windows per iteration, over all processes.")] = 24,
-    patch: Annotated[int, typer.Option(help="Side of the low-resolution patch; a multiple of 4.")] = 32,
-    context: Annotated[
-        int, typer.Option(min=0, help="Pixels around the patch that the velocity head is shown too.")
-    ] = 0,
-    window: Annotated[int, typer.Option(min=2, help="Frames of a window; its first and last are the input.")] = 9,
-    min_window: Annotated[int | None, typer.Option(min=2, help="Shortest window, where they vary.")] = None,
-    targets: Annotated[int, typer.Option(help="Frames of each window to be predicted.")] = 3,
-    photometric: Annotated[
-        bool, typer.Option(help="Random gain, gamma and channel order; one example in five dark.")
-    ] = False,
-    candidates: Annotated[int, typer.Option(min=1, help="Places drawn for each window; the busiest is taken.")] = 1,
-    synthetic: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of still pictures in known motion, made on the fly.")
-    ] = 0,
     pictures: Annotated[
-        list[Path] | None, typer.Option(help="Images for these, besides the clips' own frames.")
+        list[Path] | None, typer.Option(help="Images to set in motion, besides the clips' own frames.")
     ] = None,
-    largest_motion: Annotated[
-        float, typer.Option(min=0, help="Their largest translation between the inputs, input pixels.")
-    ] = 12,
-    middle: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of windows whose first target is midway between the inputs.")
-    ] = 0,
-    labels: Annotated[bool, typer.Option(help="Label the flow of clips by OpenCV's DIS.")] = False,
-    noise: Annotated[float, typer.Option(min=0, max=1, help="Largest deviation of noise added to the inputs.")] = 0,
-    exposure: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest difference in exposure between the inputs, a logarithm.")
-    ] = 0,
-    flow_weight: Annotated[float, typer.Option(min=0, help="First weight of the flow's error, per pixel.")] = 0,
-    levels_weight: Annotated[
-        float, typer.Option(min=0, help="First weight of the velocity's error at the levels of its pyramid.")
-    ] = 0,
-    smooth_weight: Annotated[float, typer.Option(min=0, help="First weight of the velocity's slope.")] = 0,
-    blend_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of the error of the blended frames without the residual.")
-    ] = 0,
-    flow_only: Annotated[bool, typer.Option(help="Train the velocity head alone, on known flow.")] = False,
-    learning_rate: Annotated[float, typer.Option()] = 1e-4,
-    final_learning_rate: Annotated[float, typer.Option()] = 1e-7,
-    period: Annotated[int, typer.Option(min=1, help="Iterations between restarts of the cosine.")] = 150_000,
-    warm_up: Annotated[int, typer.Option(min=0, help="Iterations over which the rate rises from zero.")] = 0,
-    siren_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the rate for SIREN layers; if not 1, wide ones get a quarter.")
-    ] = 1,
-    motion_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the rate for the velocity head; 0 leaves it as it is.")
-    ] = 1,
-    beta1: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean gradient.")] = 0.9,
-    beta2: Annotated[float, typer.Option(min=0, max=1, help="Adam's decay of the mean square.")] = 0.999,
-    eps: Annotated[float, typer.Option(help="Adam's; gradients of a mean loss are small.")] = 1e-15,
-    clip_gradient: Annotated[float | None, typer.Option(help="Largest norm of the gradient of each part.")] = None,
-    average: Annotated[float, typer.Option(help="Decay of the weights' moving average; 0 for none.")] = 0,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Of the encoder's activations; bfloat16 also of SIREN products (needs a C++ compiler)."),
-    ] = Precision.float32,
-    save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 1000,
     validation: Annotated[
         list[Path] | None,
         typer.Option(help="Clips to validate on at each checkpoint; OUTPUT/validation.csv has the curve."),
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that cut windows.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that cut examples.")] = 1,
     device: Device = "auto",
-    tensorboard: Annotated[bool, typer.Option(help="Write curves for TensorBoard to OUTPUT.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard to OUTPUT.")] = False,
+    **values: Any,
 ) -> None:
     """Train a model: the paper's recipe, every number an option. Several GPUs: torchrun -m stif_rt.cli train ..."""
     if config not in CONFIGS:
         raise ValueError(f"unknown configuration {config!r}; there are: {', '.join(CONFIGS)}")
-    options = Options(
-        recipe=Recipe(
-            patch,
-            (scale, scale),
-            (min_window or window, window),
-            targets,
-            photometric,
-            candidates,
-            synthetic,
-            largest_motion,
-            context,
-            middle,
-            labels,
-            noise,
-            exposure,
-        ),
-        stage_one=stage_one,
-        stage_two=stage_two,
-        stage_two_scales=(min_scale, max_scale),
-        batch=batch,
-        learning_rate=learning_rate,
-        final_learning_rate=final_learning_rate,
-        period=period,
-        warm_up=warm_up,
-        siren_share=siren_share,
-        motion_share=motion_share,
-        betas=(beta1, beta2),
-        eps=eps,
-        clip_gradient=clip_gradient,
-        average=average,
-        flow_weight=flow_weight,
-        levels_weight=levels_weight,
-        smooth_weight=smooth_weight,
-        blend_weight=blend_weight,
-        flow_only=flow_only,
-        precision=precision.value,
-        save_every=save_every,
-        seed=seed,
-    )
+    cut = Recipe(**{field.name: values.pop(field.name) for field in declared(Recipe)})
+    options = Options(recipe=cut, **values)
     if device == "auto" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: one GPU for each process
     chosen = choose_device(device)
@@ -201,14 +99,14 @@ def train(
     clips = load_clips(data, frames, downscale)
     held_out = load_clips(validation, frames, downscale) if validation else []
     stills = [image for path in pictures or [] for image in load_pictures(path)]
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
     curves = summary_writer(output) if tensorboard and is_first_process() else None
 
-    losses: deque[float] = deque(maxlen=save_every)
-    errors: deque[float] = deque(maxlen=save_every)
+    losses: deque[float] = deque(maxlen=options.save_every)
+    errors: deque[float] = deque(maxlen=options.save_every)
 
-    total, seconds = stage_one + stage_two, deque[float](maxlen=LINE_EVERY)
+    total, seconds = options.stage_one + options.stage_two, deque[float](maxlen=LINE_EVERY)
 
     def report(step: Step) -> None:
         losses.append(step.loss)
@@ -234,7 +132,7 @@ def train(
             return
         runtime = Runtime.from_model(copy.deepcopy(model), device=device)
         methods = {"this": ours(runtime)}
-        means = summarise([evaluate_group(group, methods) for group in groups(held_out, 3, scale, 4)])
+        means = summarise([evaluate_group(group, methods) for group in groups(held_out, 3, cut.scale, 4)])
         pairs = zip(means[::2], means[1::2], strict=True)  # the baseline and this
         rows = []
         for bicubic, mean in pairs:
@@ -260,6 +158,19 @@ def train(
     if is_first_process():
         save_model(usable, output / f"{config}.safetensors")
         console.print(f"wrote {output / f'{config}.safetensors'}")
+
+
+def _declare() -> None:
+    """Adds the options that the dataclasses declare to the command's own."""
+    own = inspect.signature(train)
+    fixed = [parameter for parameter in own.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
+    made = [*parameters(Recipe), *parameters(Options)]
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in fixed]
+    train.__signature__ = own.replace(parameters=[*keywords, *made])  # type: ignore[attr-defined]
+    train.__annotations__ |= {parameter.name: parameter.annotation for parameter in made}
+
+
+_declare()
 
 
 def summary_writer(folder: Path) -> Any:

@@ -14,41 +14,39 @@ from torch.utils.data import Dataset
 from stif_rt.data.clips import Clip
 from stif_rt.data.resize import degrade
 from stif_rt.data.synthetic_motion import render_motion
+from stif_rt.training.declare import option
 from stif_rt.training.labels import label_flow
+
+EXAMPLES = "Examples"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a training example is cut.
+    """How a training example is cut. Pixels are those of the low resolution; inputs are a window's first and last
+    frame."""
 
-    patch: side of the low-resolution patch, pixels. scales: range of the spatial scale, one per batch.
-    windows: range of window lengths in frames; inputs are a window's first and last frame. targets: frames of the
-    window, drawn at random, that are to be predicted. photometric: random gain, gamma and channel order; one example
-    in five is made dark.
-    candidates: places in the clips that are drawn for each example; the one that changes most and has most detail is
-    taken.
-    synthetic: share of examples that are still pictures in known motion (``data.synthetic_motion``).
-    largest_motion: translation that those reach, in low-resolution pixels between the inputs.
-    context: low-resolution pixels around the patch that the inputs show too; there, only the velocity head looks.
-    middle: share of examples whose first target is midway between the inputs, where velocity is known.
-    labels: whether the flow of clips is labelled (``training.labels``).
-    noise: largest deviation of the noise that is added to the inputs, in [0, 1]; exposure: largest difference in
-    exposure between them, as a logarithm. Both are drawn for each example.
-    """
+    patch: int = option(32, EXAMPLES, "Side of the patch, in input pixels.", min=1)
+    context: int = option(0, EXAMPLES, "Pixels around the patch that only the velocity head sees.", min=0)
+    scale: float = option(4.0, EXAMPLES, "Spatial scale of stage one.", min=0.1)
+    window: int = option(9, EXAMPLES, "Frames of a window; the first and the last are the input.", min=2)
+    min_window: int | None = option(None, EXAMPLES, "Shortest window, where they vary.", min=2)
+    targets: int = option(3, EXAMPLES, "Frames of a window that are to be predicted.", min=1)
+    middle: float = option(0.0, EXAMPLES, "Share of windows whose first target is the middle frame.", min=0, max=1)
+    photometric: bool = option(False, EXAMPLES, "Random gain, gamma and channel order; one example in five dark.")
+    noise: float = option(0.0, EXAMPLES, "Largest deviation of noise on the inputs, of 1.", min=0, max=1)
+    exposure: float = option(0.0, EXAMPLES, "Largest difference in exposure of the inputs, a logarithm.", min=0, max=1)
+    candidates: int = option(1, EXAMPLES, "Places drawn for each example; the busiest is taken.", min=1)
+    synthetic: float = option(0.0, EXAMPLES, "Share of still pictures in known motion.", min=0, max=1)
+    largest_motion: float = option(12.0, EXAMPLES, "Their largest translation between the inputs, pixels.", min=0)
+    labels: bool = option(False, EXAMPLES, "Label the flow of clips by OpenCV's DIS (see training.labels).")
 
-    patch: int = 32
-    scales: tuple[float, float] = (4.0, 4.0)
-    windows: tuple[int, int] = (9, 9)
-    targets: int = 3
-    photometric: bool = False
-    candidates: int = 1
-    synthetic: float = 0.0
-    largest_motion: float = 12.0
-    context: int = 0
-    middle: float = 0.0
-    labels: bool = False
-    noise: float = 0.0
-    exposure: float = 0.0
+    def __post_init__(self) -> None:
+        if self.shortest_window > self.window:
+            raise ValueError(f"min_window is {self.min_window}, more than window, which is {self.window}")
+
+    @property
+    def shortest_window(self) -> int:
+        return self.min_window or self.window
 
     @property
     def shown(self) -> int:
@@ -84,18 +82,21 @@ class Batches(Dataset[Batch]):
         size: int,
         seed: int,
         pictures: Sequence[NDArray[np.uint8]] = (),
+        scales: tuple[float, float] | None = None,
     ) -> None:
-        side = math.ceil(recipe.shown * recipe.scales[1])
-        usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.windows[1])]
+        """scales: from which one is drawn for each batch, else the recipe's."""
+        self.scales = scales or (recipe.scale, recipe.scale)
+        side = math.ceil(recipe.shown * self.scales[1])
+        usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.window)]
         if not usable:
-            raise ValueError(f"no clip has {recipe.windows[1]} frames without a cut at {side}x{side} pixels or more")
+            raise ValueError(f"no clip has {recipe.window} frames without a cut at {side}x{side} pixels or more")
         self.clips, self.recipe, self.size, self.seed, self.pictures = usable, recipe, size, seed, pictures
-        lengths = range(recipe.windows[0], recipe.windows[1] + 1)
+        lengths = range(recipe.shortest_window, recipe.window + 1)
         self.windows = {length: [clip.windows(length) for clip in usable] for length in lengths}
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
-        low, high = self.recipe.scales
+        low, high = self.scales
         scale = low + (high - low) * rng.random()
         patch = round(self.recipe.patch * scale)
         border = round(self.recipe.context * scale)  # the same on both sides, so that the patch is the centre exactly
@@ -132,7 +133,7 @@ class Batches(Dataset[Batch]):
 
     def _place(self, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
         """A random window of a clip, [length, side, side, 3]."""
-        length = int(rng.integers(self.recipe.windows[0], self.recipe.windows[1] + 1))
+        length = int(rng.integers(self.recipe.shortest_window, self.recipe.window + 1))
         counts = np.array([len(firsts) for firsts in self.windows[length]])
         share = np.sqrt(counts)  # a long film must not crowd out short clips
         chosen = int(rng.choice(len(counts), p=share / share.sum()))
@@ -145,7 +146,7 @@ class Batches(Dataset[Batch]):
     def _in_motion(self, rng: np.random.Generator, patch: int, border: int) -> Batch:
         """Times are those of a window of the greatest length. Half of the scenes are one picture without cut-outs."""
         recipe, side = self.recipe, patch + 2 * border
-        length = recipe.windows[1]
+        length = recipe.window
         times = (self._targets(rng, length) / (length - 1)).tolist()
         layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))]
         largest = recipe.largest_motion * patch / recipe.patch

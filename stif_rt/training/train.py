@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -29,56 +29,56 @@ from stif_rt.model.stif import STIF
 from stif_rt.model.velocity import Velocities, resize
 from stif_rt.ops.implicit.reference import ReferenceKernels
 from stif_rt.ops.implicit.weights import RADIANS, fold
+from stif_rt.training.declare import option
 from stif_rt.training.examples import Batch, Batches, Recipe
 
 log = logging.getLogger(__name__)
+
+
+SCHEDULE, OPTIMISER, LOSSES = "Schedule", "Optimiser", "Losses"
 
 
 @dataclass(frozen=True)
 class Options:
     """The paper's numbers, and what networks that find velocity need beside them.
 
-    stage_one, stage_two: iterations at the fixed scale of ``recipe`` and at scales uniform in ``stage_two_scales``.
-    flow_only: whether the velocity head alone is trained, on known flow alone.
-    batch: windows per iteration over all processes. learning_rate falls to ``final_learning_rate`` along a cosine that
-    restarts every ``period`` iterations; over the first ``warm_up`` iterations it rises from zero. siren_share and
-    motion_share: shares of it that SIREN layers and the velocity head get, see ``parameter_groups``; at a share of 0
-    the head is not trained, and no gradient of it is computed. betas, eps: Adam's. Of a loss that is a mean, gradients
-    are as small as 1e-11 in the paper's alignment; the usual eps of 1e-8 would freeze it. clip_gradient: largest norm
-    of the gradient of the velocity head, of the rest of the encoder and of the implicit functions, each by itself; None
-    for no limit.
-    average: decay of the exponential moving average of the weights, 0 for none; what is saved is the average.
-    flow_weight: weight in the loss of the mean error of the flow, in input pixels, where it is known. levels_weight:
-        of the errors of the velocity at all levels of its pyramid; smooth_weight: of its slope away from edges. These
-        three follow the learning rate. blend_weight: of the error of the blended frames without the residual.
-    precision: dtype of the encoder's activations. In bfloat16 the implicit functions' products are bfloat16 too (and
-        their pre-activations float32), otherwise they stay float32.
-    save_every: iterations between checkpoints.
+    ``learning_rate`` falls to ``final_learning_rate`` along a cosine. Shares of it are explained at
+    ``parameter_groups``. The average of the weights, where there is one, is what is saved. In bfloat16 the encoder's
+    activations and the implicit functions' products have that dtype, pre-activations stay float32.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    stage_one: int = 450_000
-    stage_two: int = 150_000
-    stage_two_scales: tuple[float, float] = (1.0, 4.0)
-    flow_only: bool = False
-    batch: int = 24
-    learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-7
-    period: int = 150_000
-    warm_up: int = 0
-    siren_share: float = 1.0
-    motion_share: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-15
-    clip_gradient: float | None = None
-    average: float = 0.0
-    flow_weight: float = 0.0
-    levels_weight: float = 0.0
-    smooth_weight: float = 0.0
-    blend_weight: float = 0.0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    save_every: int = 1000
-    seed: int = 0
+    stage_one: int = option(450_000, SCHEDULE, "Iterations at the scale of the examples.", min=0)
+    stage_two: int = option(150_000, SCHEDULE, "Iterations at scales drawn for each batch.", min=0)
+    min_scale: float = option(1.0, SCHEDULE, "Smallest scale of stage two.", min=0.1)
+    max_scale: float = option(4.0, SCHEDULE, "Largest scale of stage two.", min=0.1)
+    batch: int = option(24, SCHEDULE, "Examples of an iteration, over all processes.", min=1)
+    learning_rate: float = option(1e-4, SCHEDULE, "At first and after restarts.", min=0)
+    final_learning_rate: float = option(1e-7, SCHEDULE, "Before restarts and at last.", min=0)
+    period: int = option(150_000, SCHEDULE, "Iterations between restarts of the cosine.", min=1)
+    warm_up: int = option(0, SCHEDULE, "Iterations over which the rate rises from zero.", min=0)
+    average: float = option(0.0, SCHEDULE, "Decay of the weights' moving average; 0 for none.", min=0, max=1)
+    precision: Literal["float32", "bfloat16", "float16"] = option("float32", SCHEDULE, "Of activations and products.")
+    save_every: int = option(1000, SCHEDULE, "Iterations between checkpoints.", min=1)
+    seed: int = option(0, SCHEDULE, "Of weights and examples.")
+    siren_share: float = option(
+        1.0, OPTIMISER, "Share of the rate for SIREN layers; if not 1, wide ones get a quarter.", min=0, max=1
+    )
+    motion_share: float = option(
+        1.0, OPTIMISER, "Share of the rate for the velocity head; 0 leaves it as it is.", min=0, max=1
+    )
+    beta1: float = option(0.9, OPTIMISER, "Adam's decay of the mean gradient.", min=0, max=1)
+    beta2: float = option(0.999, OPTIMISER, "Adam's decay of the mean square.", min=0, max=1)
+    # of a loss that is a mean, gradients of the paper's alignment are as small as 1e-11: Adam's 1e-8 would freeze it
+    eps: float = option(1e-15, OPTIMISER, "Adam's; far below 1e-8, for gradients of a mean loss are small.", min=0)
+    clip_gradient: float | None = option(
+        None, OPTIMISER, "Largest norm of the gradient of head, encoder and functions, each by itself.", min=0
+    )
+    flow_only: bool = option(False, LOSSES, "Train the velocity head alone, on known flow.")
+    flow_weight: float = option(0.0, LOSSES, "Weight of the flow's error, per pixel; follows the rate.", min=0)
+    levels_weight: float = option(0.0, LOSSES, "Of the velocity's at all levels of its pyramid; likewise.", min=0)
+    smooth_weight: float = option(0.0, LOSSES, "Of the velocity's slope away from edges; likewise.", min=0)
+    blend_weight: float = option(0.0, LOSSES, "Of the error of the blended frames without the residual.", min=0)
 
     def learning_rate_at(self, iteration: int) -> float:
         phase = (iteration % self.period) / self.period
@@ -272,7 +272,9 @@ def train(
     if world > 1:
         network = DistributedDataParallel(objective, find_unused_parameters=_has_unused(model, options))
     groups = parameter_groups(model, options.siren_share, options.motion_share)
-    optimizer = torch.optim.Adam(groups, lr=options.learning_rate, betas=options.betas, eps=options.eps)
+    optimizer = torch.optim.Adam(
+        groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), eps=options.eps
+    )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average)) if options.average else None
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
     checkpoint = output / "last.pt"
@@ -423,11 +425,11 @@ def _batches(
         (
             first,
             end,
-            Batches(clips, replace(options.recipe, scales=scales), options.batch // world, options.seed, pictures),
+            Batches(clips, options.recipe, options.batch // world, options.seed, pictures, scales),
         )
         for first, end, scales in (
-            (0, options.stage_one, options.recipe.scales),
-            (options.stage_one, total, options.stage_two_scales),
+            (0, options.stage_one, None),
+            (options.stage_one, total, (options.min_scale, options.max_scale)),
         )
         if first < end  # both are made, and so checked, before the first iteration
     ]
