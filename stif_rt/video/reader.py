@@ -47,6 +47,8 @@ SEEK_FROM = 2
 """Seconds; what starts earlier is reached by decoding from the beginning."""
 SEEKABLE = ("mov", "matroska")
 """Demuxers whose seeks can be checked: all pictures have presentation times, and an index says where they are."""
+STILL_PACKETS = 2000
+"""Packets of a file among which a second picture must be for its stream to be more than a cover."""
 LARGE_FILE = 2**32
 """Bytes; smaller files whose clock may jump are read through to know how long they are."""
 MAX_READ_ERRORS = 100
@@ -239,19 +241,31 @@ def demuxed(
             failed(error)
 
 
-def choose_video(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The stream to be rendered: the default one, else the largest; never a cover, a thumbnail or a still."""
+def choose_video(path: Path) -> int:
+    """The number of the stream to be rendered: the default one, else the largest; never a cover or a still.
+
+    Raises:
+        ValueError: if there is none.
+    """
     stills = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
     stills |= av.stream.Disposition.timed_thumbnails
-    streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]
-    moving = [s for s in streams if s.frames != 1 or s.codec_context.name not in PICTURE_CODECS]
-    if container.streams.audio or moving:
-        streams = moving  # without sound, a single picture is what there is to be shown
+    with open_input(path, Notices()) as container:
+        streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]
+        if len(streams) + len(container.streams.audio) > 1:  # a picture alone is what there is to be shown
+            streams = [s for s in streams if s.codec_context.name not in PICTURE_CODECS or _moves(path, s)]
+        if not streams:
+            raise ValueError(f"{path} has no video stream")
+        default = av.stream.Disposition.default
+        return max(streams, key=lambda s: (bool(s.disposition & default), s.width * s.height)).index
 
-    def rank(stream: av.VideoStream) -> tuple[bool, int]:
-        return bool(stream.disposition & av.stream.Disposition.default), stream.width * stream.height
 
-    return max(streams, key=rank, default=None)
+def _moves(path: Path, stream: av.VideoStream) -> bool:
+    """Whether a stream holds more than one picture, looking no further than ``STILL_PACKETS``."""
+    if stream.frames:
+        return stream.frames > 1
+    with open_input(path, Notices()) as container:
+        packets = itertools.islice(demuxed(container), STILL_PACKETS)
+        return sum(1 for packet in packets if packet.stream_index == stream.index) > 1
 
 
 def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
@@ -282,13 +296,10 @@ class _Decoder:
     video_end: the same of the chosen stream. first_dts: of its first packet.
     """
 
-    def __init__(self, path: Path, notices: Notices) -> None:
+    def __init__(self, path: Path, stream_index: int, notices: Notices) -> None:
         self.notices = notices
         self.container = open_input(path, notices)
-        stream = choose_video(self.container)
-        if stream is None:
-            self.container.close()
-            raise ValueError(f"{path} has no video stream")
+        stream = cast(av.VideoStream, self.container.streams[stream_index])
         stream.thread_type = "SLICE"  # threads for whole frames lose the pictures behind a damaged one at the end
         self.stream = stream
         self._codec = _alpha_decoder(stream) or stream.codec_context
@@ -368,12 +379,14 @@ class VideoReader:
         tonemap: Tonemap | None = None,
     ) -> None:
         self.path, self.notices, self._deinterlace = path, notices, deinterlace
-        with contextlib.closing(_Decoder(path, notices)) as decoder:
+        self.stream_index = choose_video(path)
+        with contextlib.closing(_Decoder(path, self.stream_index, notices)) as decoder:
             stream = decoder.stream
-            self.stream_index = stream.index
             self._demuxer = decoder.container.format.name
             self._time_base = stream.time_base or Fraction(1, 1000)
             probe = list(itertools.islice(decoder.pictures(), PROBE))
+            if not probe and is_animated_webp(path):
+                raise ValueError(f"{path}: animated WebP is not supported; make it a GIF, an APNG or a video")
             if not probe:
                 raise ValueError(f"{path} has a video stream without a picture that can be decoded")
             self._use_dts = pts_are_invented([p.pts for p in probe], [p.dts for p in probe])
@@ -412,7 +425,7 @@ class VideoReader:
             if start > SEEK_FROM and (found := self._seek(start, context)):
                 decoder, pictures = found
             else:
-                decoder = _Decoder(self.path, self.notices)
+                decoder = _Decoder(self.path, self.stream_index, self.notices)
                 pictures = decoder.pictures()
             shown = (
                 _Shown(begin - self.origin, finish - self.origin, picture)
@@ -439,7 +452,7 @@ class VideoReader:
         ticks, exact = self._packet_times
         if exact:
             return [tick * self._time_base - self.origin for tick in ticks]
-        with contextlib.closing(_Decoder(self.path, Notices())) as decoder:
+        with contextlib.closing(_Decoder(self.path, self.stream_index, Notices())) as decoder:
             shown = timeline(self._timed(decoder.pictures()), 1 / self.rate)
             return [start - self.origin for start, _, _ in shown]
 
@@ -457,7 +470,7 @@ class VideoReader:
     @cached_property
     def _packet_times(self) -> tuple[list[int], bool]:
         """Ticks at which the packets of the stream are shown, ascending; and whether pictures are shown just then."""
-        with contextlib.closing(_Decoder(self.path, Notices())) as decoder:
+        with contextlib.closing(_Decoder(self.path, self.stream_index, Notices())) as decoder:
             packets = [p for p in decoder.packets() if not p.is_discard]
             times = [p.dts if p.pts is None or self._use_dts else p.pts for p in packets]
             ticks = sorted(time for time in times if time is not None)
@@ -473,7 +486,7 @@ class VideoReader:
         first = bisect.bisect_right(ticks, (self.origin + start) / self._time_base) - 1 - context
         if not exact or first <= 0:
             return None
-        decoder = _Decoder(self.path, self.notices)
+        decoder = _Decoder(self.path, self.stream_index, self.notices)
         with contextlib.suppress(av.FFmpegError):
             decoder.container.seek(ticks[first], stream=decoder.stream)
             pictures = itertools.dropwhile(lambda picture: not picture.frame.key_frame, decoder.pictures())
@@ -496,14 +509,24 @@ class VideoReader:
         """Says so where a file that was read to its end is shorter than its header promises."""
         if decoder.continuity.jumps or not self._demuxer.startswith(DURATION_IN_HEADER):
             return
-        promised = Fraction(decoder.container.duration or 0, av.time_base)
-        there, tolerance = decoder.end, Fraction(1, 2)
-        stream = decoder.stream
-        if self._demuxer.startswith("mov") and stream.duration and stream.start_time is not None:
-            promised = (stream.start_time + stream.duration) * self._time_base
-            there, tolerance = decoder.video_end, max(Fraction(1, 10), 2 / self.rate)
-        if there < promised - tolerance:
+        there, promised, tolerance = decoder.video_end, self._promised_end(decoder.stream), 2 / self.rate
+        if promised is None:  # only the longest stream's is known, and not well
+            there, promised = decoder.end, Fraction(decoder.container.duration or 0, av.time_base)
+            tolerance = Fraction(1, 2)
+        if there < promised - max(tolerance, Fraction(1, 10)):
             self.notices.add(f"the file ends early: {float(there):.2f} of {float(promised):.2f} s are there")
+
+    def _promised_end(self, stream: av.VideoStream) -> Fraction | None:
+        """When the stream ends by the file's header, on its clock, seconds; None where that is not told."""
+        tags = {key.upper(): value for key, value in stream.metadata.items()}
+        if self._demuxer.startswith("mov") and stream.duration and stream.start_time is not None:
+            return (stream.start_time + stream.duration) * self._time_base
+        if self._demuxer.startswith("avi"):
+            return stream.frames * self._time_base
+        if re.fullmatch(r"\d+:\d\d:\d\d\.\d+", tags.get("DURATION", "")):
+            hours, minutes, seconds = (Fraction(part) for part in tags["DURATION"].split(":"))
+            return 3600 * hours + 60 * minutes + seconds
+        return None
 
 
 class _Image(NamedTuple):
@@ -610,6 +633,13 @@ def _read_picture(path: Path, tonemap: Tonemap | None = None) -> tuple[av.VideoF
             return frame, make_conversion(frame, stream.codec_context.name, data, tonemap)
     except (av.FFmpegError, StopIteration, IndexError) as error:
         raise ValueError("the file cannot be read as an image") from error
+
+
+def is_animated_webp(path: Path) -> bool:
+    """Whether the file is a WebP of several pictures."""
+    with path.open("rb") as file:
+        header = file.read(21)
+    return header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and bool(header[20] & 2)
 
 
 def jpeg_is_complete(data: bytes) -> bool:

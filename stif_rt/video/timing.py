@@ -119,16 +119,20 @@ def measured_rate(times: Sequence[Fraction], nominal: Fraction | None) -> Fracti
     Returns:
         None where neither says anything.
     """
-    steps = [b - a for a, b in itertools.pairwise(times) if b > a]
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    usual = statistics.median([step for step in steps if step] or [Fraction(0)])
+    total = sum(step for step in steps if step <= 8 * usual)
+    mean = sum(step <= 8 * usual for step in steps) / total if total else None
     if nominal is not None and nominal > 0:
-        fitting = sum(Fraction(2, 3) <= step * nominal <= Fraction(3, 2) for step in steps)
-        if 10 * fitting >= len(steps):
+        fitting = sum(_is_near(step * nominal) for step in steps)
+        if 10 * fitting >= len(steps) or (mean is not None and _is_near(mean / nominal)):
             return nominal
-    if not steps:
-        return None
-    usual = statistics.median(steps)
-    steps = [step for step in steps if step <= 8 * usual]
-    return len(steps) / sum(steps, Fraction(0))
+    return mean
+
+
+def _is_near(ratio: Fraction) -> bool:
+    """To one."""
+    return Fraction(2, 3) <= ratio <= Fraction(3, 2)
 
 
 def timeline(
@@ -153,7 +157,11 @@ def timeline(
     def settle(until: Fraction | None) -> Iterator[tuple[Fraction, Fraction, T]]:
         nonlocal ready
         interval = step if until is None or ready is None else min(step, (until - ready[0]) / (len(pending) + 1))
-        start = ready[0] if ready is not None else (until or Fraction(0)) - (len(pending) + 1) * step
+        start = -step  # without any time known, the first picture is at zero
+        if ready is not None:
+            start = ready[0]
+        elif until is not None:
+            start = until - (len(pending) + 1) * step
         for _, duration, picture in pending:
             start += interval
             if ready is not None:
