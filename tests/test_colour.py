@@ -316,6 +316,22 @@ def test_rows_stored_upside_down():
     torch.testing.assert_close(to_rgb(flipped, HD).rgb, to_rgb(frame, HD).rgb.flip(1))
 
 
+@pytest.mark.parametrize(
+    "pixel_format", ["yuv420p", "yuva422p10le", "p010le", "pal8", "grayf32le", "gbrapf32le", "rgbaf16le", "xyz12le"]
+)
+@pytest.mark.parametrize("size", [(64, 36), (33, 17)])
+def test_any_bytes_give_a_picture(pixel_format, size):
+    """Also values outside the limited range, and floats that are not finite."""
+    frame = av.VideoFrame(*size, pixel_format)
+    for plane in frame.planes:
+        array = np.frombuffer(memoryview(plane), np.uint8)
+        array[:] = np.random.default_rng(0).integers(0, 256, array.size, dtype=np.uint8)
+    rgb, alpha = to_rgb(frame, describe(frame))
+    for values_ in (rgb, rgb if alpha is None else alpha):
+        assert values_.shape[-2:] == (size[1], size[0])
+        assert ((values_ >= 0) & (values_ <= 1)).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "pixel_format", ["yuv420p", "p010le", "yuv422p12le", "yuv420p16le", "rgba", "gbrp10le", "gray"]

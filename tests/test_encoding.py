@@ -150,15 +150,15 @@ def centre(plane, rows, columns):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pixel_format"), [(".mp4", "yuv420p10le"), (".webm", "yuv420p10le"), (".mkv", "yuv420p10le")]
+    ("suffix", "codec"), [(".mp4", None), (".webm", None), (".mkv", None), (".mov", "h264"), (".mp4", "av1")]
 )
-def test_hdr_is_kept(tmp_path, suffix, pixel_format):
+def test_hdr_is_kept(tmp_path, suffix, codec):
     write(tmp_path / "in.mkv", HDR10, "yuv420p10le", "libx265")
-    rendered = render(tmp_path / "in.mkv", tmp_path / f"out{suffix}")
+    rendered = render(tmp_path / "in.mkv", tmp_path / f"out{suffix}", codec=codec)
     assert not rendered.warnings
     colour = open_reader(tmp_path / f"out{suffix}").colour
     assert (colour.matrix, colour.primaries, colour.transfer, colour.bits) == (BT2020, BT2020, PQ, 10)
-    assert decode(tmp_path / f"out{suffix}").format.name == pixel_format
+    assert decode(tmp_path / f"out{suffix}").format.name == "yuv420p10le"
     numbers, expected = (np.array(struct.unpack("=22i", m)[:20], float) for m in (colour.mastering, MASTERING))
     np.testing.assert_allclose(numbers[::2] / numbers[1::2], expected[::2] / expected[1::2], atol=1e-3)
     assert colour.light_level == LIGHT
@@ -383,3 +383,27 @@ def test_what_is_lost_is_said():
     assert what_is_lost([frame]) == []
     frame.colorspace = 14
     assert what_is_lost([frame]) == ["not kept: its own YCbCr matrix (number 14 of H.273; BT.2020's is taken instead)"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "colour", "pixel_format"),
+    [
+        (".webm", Colour(IDENTITY, full_range=True, alpha=True), "bgra"),
+        (".mov", Colour(IDENTITY, full_range=True, alpha=True), "bgra"),
+        (".mp4", Colour(bits=10), "yuv420p10le"),
+        (".webm", Colour(bits=10), "yuv420p10le"),
+    ],
+)
+def test_joined_segments(tmp_path, suffix, colour, pixel_format):
+    """Of codecs with decoding delays, side data and tags of their own: all pictures, in order, with their alpha."""
+    write(tmp_path / "in.mkv", colour, pixel_format, frames=8, alpha=colour.alpha)
+    render(tmp_path / "in.mkv", tmp_path / f"out{suffix}", segment_frames=3)
+    reader = open_reader(tmp_path / f"out{suffix}")
+    frames = list(reader)
+    assert [frame.start for frame in frames] == [Fraction(n, 10) for n in range(8)]
+    assert (reader.colour.alpha, reader.colour.bits > 8) == (colour.alpha, colour.bits > 8 or suffix == ".mov")
+    expected = wave(alpha=colour.alpha)
+    for frame in frames:
+        assert (frame.picture.rgb - expected.rgb).abs().mean() < 0.01
+        if colour.alpha:
+            assert (frame.picture.alpha - expected.alpha).abs().mean() < 0.01

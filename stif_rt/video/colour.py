@@ -281,7 +281,7 @@ def _largest(bits: int) -> int:
 
 def _dequantised(values: Tensor, kept: Layout, quantised: Quantisation) -> Tensor:
     if kept.floating:
-        return values.float()
+        return torch.nan_to_num(values.float(), 0.0)
     signal = values.to(torch.float32, copy=True)
     return signal.sub_(quantised.offset).div_(quantised.scale)
 

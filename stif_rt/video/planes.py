@@ -110,7 +110,10 @@ def unpack(frame: av.VideoFrame, device: torch.device | str = "cpu") -> tuple[La
     kept = layout(frame.format.name)
     if kept is None:
         # One thread: with several, swscale leaves rows of small pictures unwritten, about one picture in 400.
-        frame = frame.reformat(format=REPACKED.get(frame.format.name, "rgb24"), threads=1)
+        try:
+            frame = frame.reformat(format=REPACKED.get(frame.format.name, "rgb24"), threads=1)
+        except OSError as error:
+            raise ValueError(f"pixel format {frame.format.name} cannot be read") from error
         kept = layout(frame.format.name)
         assert kept is not None
     components = {}
