@@ -1,24 +1,32 @@
-"""Writing bundles; ``stif_rt.bundle`` says what is in one, and reads them."""
+"""What makes the files of bundles; ``stif_rt.bundle`` owns the format."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from stif_rt.bundle import ENGINE, ENGINES, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, Sizes, file_checksum
+from stif_rt.bundle import (
+    DEFAULT_FORMS,
+    ENGINE,
+    ENGINES,
+    GRAPH,
+    WEIGHTS,
+    Bundle,
+    Manifest,
+    Sizes,
+    new_bundle,
+    write_manifest,
+)
 from stif_rt.engines import tensorrt_engine
-from stif_rt.files import whole_folder, write_whole
+from stif_rt.files import write_whole
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.stif import STIF
 
 from . import build, graphs
 
-FORMS = {"onnx": "standard", "tensorrt": "plugin", "tensorrt-rtx": "grid-sample"}
-"""Of the deformable convolution, by engine, unless another is asked for."""
 TOOLS = ("stif-rt", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
 
 Progress = Callable[[str], None]
@@ -45,10 +53,10 @@ def write_bundle(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown encoder engine {engine!r}; there are: {', '.join(ENGINES)}")
-    form, opset = form or FORMS.get(engine, "standard"), opset or graphs.default_opset(dtype)
+    form, opset = form or DEFAULT_FORMS.get(engine, "standard"), opset or graphs.default_opset(dtype)
     graphs.check(form, opset, dtype)
     manifest = Manifest(model.config, engine, dtype, tools=tool_versions())
-    with new_folder(target, overwrite) as folder:
+    with new_bundle(target, overwrite) as folder:
         save_model(model, folder / WEIGHTS)
         if engine != "torch":
             manifest = replace(manifest, form=form, opset=opset, sizes=sizes)
@@ -67,7 +75,7 @@ def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress
     manifest = bundle.manifest
     if manifest.engine not in tensorrt_engine.MODULES or manifest.sizes is None:
         raise ValueError(f"bundle {bundle.folder} has no TensorRT engine: it was made for {manifest.engine!r}")
-    with new_folder(bundle.folder, overwrite=True) as folder:
+    with new_bundle(bundle.folder, overwrite=True) as folder:
         for name in (WEIGHTS, GRAPH):
             shutil.copyfile(bundle.folder / name, folder / name)
         built, key = build.cached_engine(
@@ -75,21 +83,6 @@ def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress
         )
         write_whole(folder / ENGINE, built)
         write_manifest(folder, replace(manifest, engine_key=key, tools=tool_versions()))
-
-
-@contextmanager
-def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that becomes ``target`` when the block ends without an error, and is removed otherwise."""
-    if overwrite and target.exists() and not (target / MANIFEST).is_file():
-        raise FileExistsError(f"{target} exists and is not a bundle, so it is not replaced")
-    with whole_folder(target, overwrite) as folder:
-        yield folder
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest, with the checksums of all other files of the folder."""
-    files = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
 
 
 def tool_versions() -> dict[str, str]:

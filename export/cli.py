@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stif_rt.bundle import ENGINES, Size, Sizes, read_bundle
+from stif_rt.bundle import ENGINES, FORMS, OPSETS, Size, Sizes, read_bundle
 from stif_rt.cli.options import parse_size
 from stif_rt.cli.terminal import console, run
 from stif_rt.dtypes import DTYPES, parse_dtype
@@ -19,7 +19,6 @@ from stif_rt.model.stif import STIF
 from stif_rt.runtime import bundled_weights
 
 from . import build, bundles, graphs
-from .deform_conv import FORMS
 from .verify import verify as verify_bundle
 
 app = typer.Typer(
@@ -45,7 +44,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Most pairs of frames at a time.
 Form = Annotated[str | None, typer.Option(help=f"Of the deformable convolutions: {', '.join(FORMS)}.")]
 Opset = Annotated[
     int | None,
-    typer.Option(help=f"Of the ONNX graph: {graphs.OPSETS[0]} to {graphs.OPSETS[-1]}. 20, or 22 for bfloat16."),
+    typer.Option(help=f"Of the ONNX graph: {OPSETS[0]} to {OPSETS[-1]}. 20, or 22 for bfloat16."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for TensorRT's engines and timings, else the user's cache.")]

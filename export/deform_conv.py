@@ -16,7 +16,6 @@ from onnxscript import opset19, script, values
 from torch import Tensor
 
 NAMESPACE, NODE = "stif", "ModulatedDeformConv2d"
-FORMS = ("standard", "grid-sample", "plugin")
 FLOAT = onnx.TensorProto.FLOAT
 op: Any = opset19  # its type hints do not know the operators that onnxscript gives its values
 stif: Any = values.Opset(NAMESPACE, 1)

@@ -18,7 +18,7 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from stif_rt.bundle import Size, Sizes
+from stif_rt.bundle import FORMS, OPSETS, Size, Sizes
 from stif_rt.dtypes import dtype_name, parse_dtype
 from stif_rt.files import write_whole
 from stif_rt.model.compact import CompactEncoder
@@ -30,8 +30,6 @@ from . import deform_conv
 from .deform_conv import op
 from .full import FullNetwork
 
-OPSETS = range(19, 26)
-"""19 brought DeformConv; the converter knows no later ones."""
 TRACED_OPSET = 19
 BFLOAT16_OPSET = 22
 DYNAMIC = Sizes(Size(1, 4, 4), Size(2, 32, 48), Size(64, 8192, 8192))
@@ -108,10 +106,8 @@ def finish(graph: onnx.ModelProto, form: str, opset: int) -> onnx.ModelProto:
 
 def check(form: str, opset: int, dtype: str) -> None:
     """Raises ValueError for a form, opset or dtype that is unknown, or that do not go together."""
-    if form not in deform_conv.FORMS:
-        raise ValueError(
-            f"unknown form of the deformable convolution {form!r}; there are: {', '.join(deform_conv.FORMS)}"
-        )
+    if form not in FORMS:
+        raise ValueError(f"unknown form of the deformable convolution {form!r}; there are: {', '.join(FORMS)}")
     parse_dtype(dtype)
     if opset not in OPSETS:
         raise ValueError(f"opset {opset} is not supported; there are {OPSETS[0]} to {OPSETS[-1]}")

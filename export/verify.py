@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stif_rt.bundle import WEIGHTS, Bundle, Size
+from stif_rt.bundle import Bundle, Size
 from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
-from stif_rt.model.checkpoints import load_model
 from stif_rt.timing import laps
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
@@ -53,7 +52,7 @@ def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | No
     manifest = bundle.manifest
     tolerance = TOLERANCES[manifest.dtype] if tolerance is None else tolerance
     sizes = [Size(1, 64, 96)] if manifest.sizes is None else [manifest.sizes.typical, manifest.sizes.smallest]
-    encoder = load_model(bundle.folder / WEIGHTS).encoder.eval()
+    encoder = bundle.encoder().eval()
     cases = []
     for size in dict.fromkeys(sizes):
         frames = torch.rand(size.batch, 2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))

@@ -7,24 +7,36 @@ functions from it, ``stif-rt export verify`` compares with its encoder;
 ``encoder.engine``: the engine that TensorRT built from it.
 """
 
+import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from stif_rt.dtypes import DTYPES, parse_dtype
+from stif_rt.errors import BadFileError
+from stif_rt.files import whole_folder, write_whole
+from stif_rt.model.checkpoints import LARGEST_VALUE, check_parameters, load_model
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.model.stif import IMPLICIT_NETWORKS
+from stif_rt.model.stif import IMPLICIT_NETWORKS, AnyEncoder
+from stif_rt.model.weight_files import read_safetensors
+from stif_rt.schema import from_mapping, parse_json
 
 FORMAT = 1
 MANIFEST, WEIGHTS, GRAPH, ENGINE = "manifest.json", "weights.safetensors", "encoder.onnx", "encoder.engine"
 ENGINES = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
 """What can run a bundle's encoder."""
+FORMS = ("standard", "grid-sample", "plugin")
+"""Forms of the deformable convolution in ``encoder.onnx``."""
+DEFAULT_FORMS = {"onnx": "standard", "tensorrt": "plugin", "tensorrt-rtx": "grid-sample"}
+"""The form that each engine runs fastest."""
+OPSETS = range(19, 26)
+"""Of ``encoder.onnx``: 19 brought DeformConv, the converter of opsets knows no later ones."""
 
 
 class Size(NamedTuple):
@@ -91,27 +103,39 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """The inverse of ``to_json``. Raises ValueError for anything that this version does not understand."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        values = parse_json(text)
+        if not isinstance(values, dict) or type(values.get("format")) is not int:
             raise ValueError("it has no format version")
         if values["format"] > FORMAT:
             raise ValueError(
                 f"it has format version {values['format']} and this stif-rt reads up to {FORMAT}: upgrade stif-rt"
             )
-        try:
+        if "config" in values:
             values["config"] = Config.from_dict(values["config"])
-            if values.get("sizes") is not None:
-                values["sizes"] = Sizes(*(Size(*map(int, size)) for size in values["sizes"]))
-            manifest = cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a field is missing, unknown or malformed ({error})") from error
-        if manifest.engine not in ENGINES:
-            raise ValueError(f"it names the encoder engine {manifest.engine!r}; there are: {', '.join(ENGINES)}")
-        if manifest.dtype not in DTYPES:
-            raise ValueError(f"it names the dtype {manifest.dtype!r}; there are: {', '.join(DTYPES)}")
-        if not isinstance(manifest.files, dict) or WEIGHTS not in manifest.files:
-            raise ValueError(f"it lists no {WEIGHTS}")
+        manifest = from_mapping(cls, values, "manifest")
+        manifest.check()
         return manifest
+
+    def check(self) -> None:
+        """Raises ValueError where the fields are unknown to this version or contradict each other."""
+        if self.engine not in ENGINES:
+            raise ValueError(f"it names the encoder engine {self.engine!r}; there are: {', '.join(ENGINES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"it names the dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
+        needed = [WEIGHTS] if self.engine == "torch" else [WEIGHTS, GRAPH]
+        if self.engine in DEFAULT_FORMS and self.engine != "onnx":
+            needed.append(ENGINE)
+        missing = [name for name in needed if name not in self.files]
+        if missing:
+            raise ValueError(f"it lists no {missing[0]}")
+        if self.engine == "torch":
+            return
+        if self.form not in FORMS:
+            raise ValueError(f"it names the form {self.form!r}; there are: {', '.join(FORMS)}")
+        if self.sizes is None:
+            raise ValueError(f"it does not say which sizes its encoder for {self.engine!r} takes")
+        if not all(0 < a <= b <= c for a, b, c in zip(*self.sizes, strict=True)):
+            raise ValueError(f"its sizes do not grow from smallest to largest: {', '.join(map(str, self.sizes))}")
 
 
 @dataclass(frozen=True)
@@ -125,36 +149,62 @@ class Bundle:
         """The implicit functions, float32 on the CPU. Nothing of the encoder is read or built."""
         with torch.device("meta"):
             functions = ImplicitFunctions(self.manifest.config)
-        try:
-            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-                names = [name for name in file.keys() if name.split(".")[0] in IMPLICIT_NETWORKS]  # noqa: SIM118
-                state = {name: file.get_tensor(name).float() for name in names}
-            functions.load_state_dict(state, assign=True)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"{self.folder / WEIGHTS} does not hold this bundle's implicit functions: {error}"
-            ) from error
+        path = self.folder / WEIGHTS
+        state, _ = read_safetensors(path, lambda name: name.split(".")[0] in IMPLICIT_NETWORKS)
+        check_parameters(path, functions.state_dict(), state, "this bundle's implicit functions", LARGEST_VALUE)
+        functions.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
         return functions
+
+    def encoder(self) -> AnyEncoder:
+        """The encoder's network, float32 on the CPU."""
+        return load_model(self.folder / WEIGHTS).encoder
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """The bundle in a folder. Raises ValueError, saying what is wrong, for one that cannot be used as it is."""
+    """The bundle in a folder. Raises BadFileError, saying what is wrong, for one that cannot be used as it is."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} is not a bundle: it has no {MANIFEST}")
+        raise BadFileError(f"{folder} is not a bundle: it has no {MANIFEST}")
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also JSON's and Unicode's
-        raise ValueError(f"{path} cannot be used: {error}") from error
+        raise BadFileError(f"{path} cannot be used: {error}") from error
     for name, checksum in manifest.files.items():
         if Path(name).name != name:
-            raise ValueError(f"{path} cannot be used: it lists {name!r}, which is not a file of the bundle")
+            raise BadFileError(f"{path} cannot be used: it lists {name!r}, which is not a file of the bundle")
         if not (folder / name).is_file():
-            raise ValueError(f"bundle {folder} is incomplete: {name} is missing")
+            raise BadFileError(f"bundle {folder} is incomplete: {name} is missing")
         if file_checksum(folder / name) != checksum:
-            raise ValueError(f"bundle {folder} is damaged or was changed: {name} does not have the manifest's checksum")
+            raise BadFileError(
+                f"bundle {folder} is damaged or was changed: {name} does not have the manifest's checksum"
+            )
+    _, metadata = read_safetensors(folder / WEIGHTS, lambda name: False)
+    if "config" not in metadata or Config.from_dict(parse_json(metadata["config"])) != manifest.config:
+        raise BadFileError(f"{path} cannot be used: it has another configuration than {WEIGHTS}")
     return Bundle(folder, manifest)
 
 
+@contextlib.contextmanager
+def new_bundle(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that becomes the bundle ``target`` when the block ends without an error, and is removed otherwise.
+
+    Raises:
+        FileExistsError: ``target`` exists and is not to be overwritten, or is no bundle.
+        FileNotFoundError: the folder around it does not exist.
+    """
+    if overwrite and target.exists() and not (target / MANIFEST).is_file():
+        raise FileExistsError(f"{target} exists and is not a bundle, so it is not replaced")
+    with whole_folder(target, overwrite) as folder:
+        yield folder
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, with the checksums of all other files of the folder."""
+    manifest = replace(manifest, files={path.name: file_checksum(path) for path in sorted(folder.iterdir())})
+    manifest.check()
+    write_whole(folder / MANIFEST, manifest.to_json())
+
+
 def file_checksum(path: Path) -> str:
+    """SHA-256, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers.command_line import call, read
 from helpers.videos import picture, write_images
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from stif_rt import Runtime
 from stif_rt.bundle import FORMAT, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
@@ -154,6 +157,28 @@ def edit(folder, **fields):
     (folder / MANIFEST).write_text(json.dumps(values | fields))
 
 
+def without(folder, name):
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    edit(folder, files={key: value for key, value in files.items() if key != name})
+
+
+def other_config(folder):
+    config = read_bundle(folder).manifest.config
+    return replace(config, grid="corners" if config.grid == "centres" else "centres").to_dict()
+
+
+def poison(folder, value):
+    """Another value in a weight of the implicit functions, with every checksum right."""
+    path = folder / "weights.safetensors"
+    with safe_open(path, framework="pt") as file:
+        state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    bias = state["encode_imnet.net.0.linear.bias"]
+    state["encode_imnet.net.0.linear.bias"] = torch.full(bias.shape, value)
+    save_file(state, path, metadata)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    edit(folder, files=files | {path.name: file_checksum(path)})
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -167,12 +192,29 @@ DAMAGE = {
     "not an object": (lambda b: (b / MANIFEST).write_text("[]"), "no format version"),
     "newer": (lambda b: edit(b, format=FORMAT + 1), "upgrade stif-rt"),
     "newer configuration": (lambda b: edit(b, config={"new": 1}), "unknown configuration fields"),
-    "unknown field": (lambda b: edit(b, new=1), "unknown or malformed"),
+    "unknown field": (lambda b: edit(b, new=1), r"unknown manifest fields \['new'\].*newer"),
     "unknown engine": (lambda b: edit(b, engine="magic"), "magic"),
     "unknown dtype": (lambda b: edit(b, dtype="float64"), "float64"),
-    "malformed sizes": (lambda b: edit(b, sizes=[1]), "malformed"),
+    "malformed sizes": (lambda b: edit(b, sizes=[1]), "sizes is .*3 items"),
+    "sizes that are no numbers": (lambda b: edit(b, sizes=[["1", 4, 4]] * 3), r"sizes\[0\]\[0\] is '1'"),
+    "sizes that shrink": (lambda b: edit(b, sizes=[[1, 8, 8], [1, 8, 8], [1, 4, 4]]), "do not grow"),
+    "no sizes": (lambda b: edit(b, sizes=None), "does not say which sizes"),
+    "format is a flag": (lambda b: edit(b, format=True), "no format version"),
+    "checksums that are no texts": (lambda b: edit(b, files={"weights.safetensors": 1}), r"files\['weights"),
+    "engine without its graph": (lambda b: without(b, "encoder.onnx"), "lists no encoder.onnx"),
+    "engine without its file": (lambda b: edit(b, engine="tensorrt"), "lists no encoder.engine"),
+    "unknown form": (lambda b: edit(b, form="origami"), "names the form 'origami'"),
+    "another configuration": (lambda b: edit(b, config=other_config(b)), "another configuration than weights"),
+    "configuration of other types": (lambda b: edit(b, config={"back_blocks": 1e9}), r"back_blocks is 1000000000\.0"),
+    "deep nesting": (lambda b: (b / MANIFEST).write_text("[" * 100_000), "nested too deeply"),
+    "infinite weights": (lambda b: poison(b, float("inf")), "not finite: encode_imnet"),
+    "overflowing weights": (lambda b: poison(b, 1e30), "too large .*: encode_imnet"),
+    "integer weights": (lambda b: poison(b, 1), r"encode_imnet.*\(int64\)"),
     "no files": (lambda b: edit(b, files={}), "lists no weights.safetensors"),
-    "outside": (lambda b: edit(b, files={"../x": "0", "weights.safetensors": "0"}), "not a file of the bundle"),
+    "outside": (
+        lambda b: edit(b, files={"../x": "0", "weights.safetensors": "0", "encoder.onnx": "0"}),
+        "not a file of the bundle",
+    ),
 }
 
 
@@ -276,7 +318,7 @@ def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph):
         (["bundle", "--output", "b", "--opset", "7"], "opset 7"),
         (["bundle", "--output", "b", "--form", "magic"], "magic"),
         (["bundle", "--output", "b", "--size", "320"], "WIDTHxHEIGHT"),
-        (["bundle", "--output", "b", "--size", "0x0"], "from 1 to"),
+        (["bundle", "--output", "b", "--size", "9999x9999"], "from 1 to"),
         (["bundle", "--output", "b", "--min-size", "64x64", "--max-size", "32x32"], "must grow"),
         (["bundle", "--output", "b", "--weights", "nothing.pth"], "nothing.pth do not exist"),
         (["bundle", "--output", "b", "--encoder", "tensorrt-rtx", "--form", "standard"], "DeformConv"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.models import TINY, fill_model
 
-from stif_rt.bundle import Size, Sizes
+from stif_rt.bundle import FORMS, Size, Sizes
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
@@ -17,7 +17,6 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 from stif_export import build, graphs  # noqa: E402
-from stif_export.deform_conv import FORMS  # noqa: E402
 
 FIXED = Sizes(*[Size(1, 16, 24)] * 3)
 RANGE = Sizes(Size(1, 16, 16), Size(1, 32, 48), Size(1, 64, 96))

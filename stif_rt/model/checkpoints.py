@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stif_rt.dtypes import dtype_name
+from stif_rt.errors import BadFileError
 from stif_rt.files import whole_file
 from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import FEATURES, IMAGES
@@ -50,13 +51,13 @@ def load_model(path: Path) -> STIF:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file does not hold a network that can run, saying what is wrong with it.
+        BadFileError: the file does not hold a network that can run, saying what is wrong with it.
     """
     state, config = read_checkpoint(path)
     try:
         config = config or infer_config(state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise BadFileError(f"{path}: {error}") from error
     with torch.device("meta"):
         model = STIF(config)
     check_parameters(path, model.state_dict(), state, largest=LARGEST_VALUE)
@@ -71,20 +72,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config | None]:
         try:
             config = Config.from_dict(parse_json(metadata["config"])) if "config" in metadata else None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise BadFileError(f"{path}: {error}") from error
         return parameters_of(path, state), config
     content = read_pickle(path)
     return parameters_of(path, content), _stored_config(path, content)
 
 
 def parameters_of(path: Path, content: object) -> dict[str, Tensor]:
-    """Parameters by published name, of a file's content. Raises ValueError where there are none."""
+    """Parameters by published name, of a file's content. Raises BadFileError where there are none."""
     # unbound methods, here and below: an unpickled object may have attributes of any name
     for _ in range(DEEPEST):
         inner = [dict.get(content, key) for key in CONTAINERS] if isinstance(content, dict) else []
         content = next((value for value in inner if isinstance(value, dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in dict.values(content)):
-        raise ValueError(f"{path} holds no parameters: expected names and tensors, also under {', '.join(CONTAINERS)}")
+        raise BadFileError(
+            f"{path} holds no parameters: expected names and tensors, also under {', '.join(CONTAINERS)}"
+        )
     state = {str(k): Tensor.detach(v) for k, v in dict.items(content) if isinstance(v, Tensor)}
     return _unwrap(state)
 
@@ -107,7 +110,7 @@ def _stored_config(path: Path, content: object) -> Config | None:
     try:
         return Config.from_dict(stored)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise BadFileError(f"{path}: {error}") from error
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:
@@ -142,7 +145,7 @@ def check_parameters(
     network: str = "its network",
     largest: float = torch.finfo(torch.float32).max,
 ) -> None:
-    """Raises ValueError, saying all that is wrong, where the parameters are not exactly those expected.
+    """Raises BadFileError, saying all that is wrong, where the parameters are not exactly those expected.
 
     largest: of the values' magnitudes: what the dtypes hold that they are going to be converted to.
     """
@@ -169,7 +172,7 @@ def check_parameters(
                 large.append(name)
     said = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems.items() if names]
     if said:
-        raise ValueError(f"{path} does not fit {network}. " + "; ".join(said))
+        raise BadFileError(f"{path} does not fit {network}. " + "; ".join(said))
 
 
 def _unusable_kind(value: Tensor, wanted: Tensor) -> str | None:

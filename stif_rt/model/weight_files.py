@@ -1,6 +1,6 @@
 """The content of weight files: ``.safetensors``, and what ``torch.save`` writes. No code from a file is ever run.
 
-Whatever is wrong with a file is a ValueError that says so; PyTorch's own messages, which advise to load such files
+Whatever is wrong with a file is a BadFileError that says so; PyTorch's own messages, which advise to load such files
 without protection, are not passed on.
 """
 
@@ -15,6 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from stif_rt.errors import BadFileError, OutOfMemoryError, format_bytes, is_out_of_memory
+
+SMALL_FILE = 1 << 26
 _loading = threading.Lock()  # what may be unpickled, and what is warned of, are settings of the process
 
 
@@ -47,17 +50,19 @@ def read_safetensors(
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        ValueError: it is damaged, or something else.
+        OutOfMemoryError: it is too large.
+        BadFileError: it is damaged, or something else.
     """
     _check_start(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - not a mapping
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (MemoryError, KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # damaged bytes make the parser fail in many ways, panics of Rust among them
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+        _raise_if_memory_was_short(path, error)
+        raise BadFileError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def read_pickle(path: Path) -> object:
@@ -66,18 +71,25 @@ def read_pickle(path: Path) -> object:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        ValueError: it is damaged, or something else, or holds objects besides tensors, numbers, texts and containers.
+        OutOfMemoryError: it is too large.
+        BadFileError: it is damaged, or something else, or holds objects besides tensors, numbers, texts and containers.
     """
     _check_start(path)
     try:
         with _loading, warnings.catch_warnings(), torch.serialization.safe_globals(INERT):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # damaged bytes make the unpickler fail in any way
+        _raise_if_memory_was_short(path, error)
         reason = _unpickling_reason(str(error))
-    raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}")
+    raise BadFileError(f"{path} is not a checkpoint of plain tensors: {reason}")
+
+
+def _raise_if_memory_was_short(path: Path, error: BaseException) -> None:
+    """Small files that ask for much memory are damaged instead."""
+    size = path.stat().st_size
+    if is_out_of_memory(error) and size > SMALL_FILE:
+        raise OutOfMemoryError(f"reading {path} needs {format_bytes(size)} of memory; free some of it") from error
 
 
 def _unpickling_reason(message: str) -> str:
@@ -93,17 +105,17 @@ def _unpickling_reason(message: str) -> str:
 def _check_start(path: Path) -> None:
     """Raises where there is no file, or one that its first bytes betray."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a file of weights")
+        raise BadFileError(f"{path} is a folder, not a file of weights")
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist")
     with path.open("rb") as file:
         start = file.read(512)
     text = start.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower()
     if not start:
-        raise ValueError(f"{path} is empty: it is not a complete safetensors file nor a checkpoint of plain tensors")
+        raise BadFileError(f"{path} is empty: it is not a complete safetensors file nor a checkpoint of plain tensors")
     if re.match(rb"<(!doctype|html|head|\?xml|!--|script|body)", text):
-        raise ValueError(
+        raise BadFileError(
             f"{path} is a web page, not weights: open its address in a browser and save the file behind it"
         )
     if text.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS, not weights: run git lfs pull where it comes from")
+        raise BadFileError(f"{path} is a pointer of Git LFS, not weights: run git lfs pull where it comes from")
