@@ -21,9 +21,9 @@ from stif_rt.data.clips import Clip
 from stif_rt.data.datasets import DATASETS, load_dataset
 from stif_rt.data.resize import degrade
 from stif_rt.evaluation import tables
-from stif_rt.evaluation.methods import BASELINE, Group, bicubic, external, ours, predictions
+from stif_rt.evaluation.methods import BASELINE, Window, bicubic, external, predictions, runtime_method
 from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
-from stif_rt.evaluation.protocol import Result, evaluate, groups, render, summarise
+from stif_rt.evaluation.protocol import Result, evaluate, render, summarise, windows
 from stif_rt.evaluation.run import Plan, run_evaluation
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
@@ -97,33 +97,33 @@ def clip(frames=20, size=(16, 24), name="c"):
     return Clip(name, np.stack(pictures), [(0, frames)])
 
 
-def test_groups_follow_each_other_or_are_spread():
-    every = list(groups([clip()], 9, 4, None))
-    assert [group.first for group in every] == [0, 8]
-    assert [group.first for group in groups([clip()], 5, 4, 4)] == [0, 4, 8, 12]
+def test_windows_follow_each_other_or_are_spread():
+    every = list(windows([clip()], 9, 4, None))
+    assert [window.first for window in every] == [0, 8]
+    assert [window.first for window in windows([clip()], 5, 4, 4)] == [0, 4, 8, 12]
     assert every[1].times == [n / 8 for n in range(9)]
     assert torch.equal(every[1].truth, torch.from_numpy(clip().frames[8:17]).movedim(-1, 1) / 255)
     torch.testing.assert_close(every[1].inputs, degrade(every[1].truth[[0, -1]], (4, 6)))
 
 
 def test_whole_scales_crop_to_a_multiple():
-    group = next(groups([clip(size=(19, 26))], 3, 4, 1))
-    assert group.size == (16, 24)
-    assert group.inputs.shape[-2:] == (4, 6)
-    group = next(groups([clip(size=(19, 26))], 3, 2.5, 1))
-    assert group.size == (19, 26)
-    assert group.inputs.shape[-2:] == (8, 10)
+    window = next(windows([clip(size=(19, 26))], 3, 4, 1))
+    assert window.size == (16, 24)
+    assert window.inputs.shape[-2:] == (4, 6)
+    window = next(windows([clip(size=(19, 26))], 3, 2.5, 1))
+    assert window.size == (19, 26)
+    assert window.inputs.shape[-2:] == (8, 10)
 
 
 def test_frames_of_the_means():
     """Frame n of nine has a PSNR of n: the paper's center is frames 0, 4, 8, and its average all of them."""
     scores = [Score(float(n), float(n) + 1, 0.1 * n) for n in range(9)]
     means = summarise([Result("a", 0, 4, {BASELINE: scores})])
-    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.windows == "all"}
+    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
     assert found == {"first and last": 4, "middle": 4, "center": 4, "average": 4}
     scores[0] = Score(30.0, 30.0, 1.0)
     means = summarise([Result("a", 0, 4, {BASELINE: scores})])
-    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.windows == "all"}
+    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
     assert found == {"first and last": 19, "middle": 4, "center": 14, "average": pytest.approx(66 / 9)}
     even = summarise([Result("a", 0, 4, {BASELINE: scores[:4]})])
     assert {mean.frames: mean.psnr for mean in even}["middle"] == 1.5
@@ -141,7 +141,7 @@ def test_summary_separates_textured_from_smooth():
             result("b", [50.0, 40.0, 50.0], [52.0, 40.0, 52.0]),
         ]
     )
-    found = {(m.windows, m.clip, m.frames, m.method): (m.number, m.psnr, m.ssim) for m in means}
+    found = {(m.texture, m.clip, m.frames, m.method): (m.number, m.psnr, m.ssim) for m in means}
     assert found["textured", None, "first and last", "this"] == (2, 33.0, None)
     assert found["textured", None, "first and last", BASELINE] == (2, 29.5, None)
     assert found["textured", None, "middle", "this"] == (2, 22.0, None)
@@ -154,9 +154,9 @@ def test_untrained_residual_model_scores_near_its_baseline():
     """It is a bilinear blend, so a little below a bicubic one."""
     torch.manual_seed(0)
     config = Config(front_blocks=0, back_blocks=0, recurrent=False, residual=True, flow=False, upsampling_head=False)
-    methods = {"this": ours(Runtime.from_model(STIF(config)))}
-    for group in groups([clip(7, (48, 64))], 3, 4, 2):
-        scores = evaluate(group, methods).scores
+    methods = {"this": runtime_method(Runtime.from_model(STIF(config)))}
+    for window in windows([clip(7, (48, 64))], 3, 4, 2):
+        scores = evaluate(window, methods).scores
         assert 0 < np.mean([s.psnr for s in scores[BASELINE]]) - np.mean([s.psnr for s in scores["this"]]) < 8
 
 
@@ -165,12 +165,12 @@ def blank(frames, times, size):
     return torch.full((len(times), 3, *size), 25.6 / 255)
 
 
-def black_group():
-    return next(groups([Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])], 5, 4, 1))
+def black_window():
+    return next(windows([Clip("c", np.zeros((5, 16, 24, 3), np.uint8), [(0, 5)])], 5, 4, 1))
 
 
 def test_other_networks_can_be_scored():
-    result = evaluate(black_group(), {"blank": external(f"{__name__}:blank")})
+    result = evaluate(black_window(), {"blank": external(f"{__name__}:blank")})
     assert [s.psnr for s in result.scores["blank"]] == pytest.approx([20 * math.log10(255 / 26)] * 5)  # rounded to 26
 
 
@@ -201,13 +201,13 @@ def test_a_function_that_is_not_there_is_named(tmp_path, monkeypatch, target, so
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda group: torch.zeros(2, 3, 4, 4), r"mine returned \[2, 3, 4, 4\] instead of \[5, 3, 16, 24\]"),
-        (lambda group: torch.full((5, 3, 16, 24), float("nan")), "mine returned values that are not finite, for c"),
+        (lambda window: torch.zeros(2, 3, 4, 4), r"mine returned \[2, 3, 4, 4\] instead of \[5, 3, 16, 24\]"),
+        (lambda window: torch.full((5, 3, 16, 24), float("nan")), "mine returned values that are not finite, for c"),
     ],
 )
 def test_pictures_that_cannot_be_scored_are_refused(function, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(black_group(), {"mine": function})
+        evaluate(black_window(), {"mine": function})
 
 
 def fails(frames, times, size):
@@ -227,7 +227,7 @@ def returns_a_list(frames, times, size):
 )
 def test_what_a_function_does_wrong_is_said(function, kind, message):
     with pytest.raises(kind, match=f"^--method {__name__}:{function} {message}"):
-        external(f"{__name__}:{function}")(black_group())
+        external(f"{__name__}:{function}")(black_window())
 
 
 def test_predictions_are_found_by_number(tmp_path):
@@ -236,12 +236,12 @@ def test_predictions_are_found_by_number(tmp_path):
     for number, frame in enumerate(source.frames):
         write_png(tmp_path / "made" / "c" / f"out_{number:04d}.png", frame)
     method = predictions(tmp_path / "made")
-    for group in groups([source], 5, 4, None):
-        assert [s.psnr for s in evaluate(group, {"exact": method}).scores["exact"]] == [100] * 5
+    for window in windows([source], 5, 4, None):
+        assert [s.psnr for s in evaluate(window, {"exact": method}).scores["exact"]] == [100] * 5
     with pytest.raises(FileNotFoundError, match=r"no frame 9, such as 000009\.png"):
-        method(next(groups([clip(12)], 11, 4, None)))
+        method(next(windows([clip(12)], 11, 4, None)))
     with pytest.raises(ValueError, match="24x16 instead of 40x32"):
-        method(next(groups([clip(9, (32, 40))], 5, 4, None)))
+        method(next(windows([clip(9, (32, 40))], 5, 4, None)))
 
 
 def test_datasets_are_found(tmp_path, caplog):
@@ -282,12 +282,12 @@ def test_missing_data_says_what_to_download(tmp_path):
 
 
 def test_files(tmp_path):
-    methods = {"this": lambda group: bicubic(group) * 0.9}
-    results = [evaluate(group, methods, "gaussian") for group in groups([clip(9, (48, 64))], 9, 4, None)]
+    methods = {"this": lambda window: bicubic(window) * 0.9}
+    results = [evaluate(window, methods, "gaussian") for window in windows([clip(9, (48, 64))], 9, 4, None)]
     means = summarise(results)
     tables.write(tmp_path, results, means, "gopro")
     text = (tmp_path / "results.md").read_text()
-    assert "groups of 9 frames" in text
+    assert "windows of 9 frames" in text
     assert "| all |  | center | the paper's model, all 11 clips |  | 30.26 | 0.8792 |" in text
     assert "| all |  | average | the paper's model, all 11 clips |  | 29.41 | 0.8669 |" in text
     assert text.count("the paper's model") == 2
@@ -296,15 +296,15 @@ def test_files(tmp_path):
     assert len(rows) == len(means)
     assert float(rows[0]["psnr"]) == means[0].psnr
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["groups"][0]["scores"]["this"][8]["psnr"] == results[0].scores["this"][8].psnr
+    assert content["windows"][0]["scores"]["this"][8]["psnr"] == results[0].scores["this"][8].psnr
     assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.csv", "results.json"}
 
 
 def test_strip_shows_the_place_that_moves(tmp_path):
     frames = np.zeros((3, 256, 384, 3), np.uint8)
     frames[2, 128:, 256:] = 200
-    group = next(groups([Clip("c", frames, [(0, 3)])], 3, 4, 1))
-    truth = Group("c", 0, 4, group.inputs, group.truth)
+    window = next(windows([Clip("c", frames, [(0, 3)])], 3, 4, 1))
+    truth = Window("c", 0, 4, window.inputs, window.truth)
     pictures = {BASELINE: render(truth, bicubic, BASELINE), "this": dict(enumerate(truth.truth + 0.2))}
     path = tables.write_strip(tmp_path, truth, pictures)
     image = read_image(path)
@@ -345,8 +345,8 @@ def test_methods_may_have_brackets(capsys):
 
 def test_long_names_make_strips(tmp_path):
     names = ["x" * 300 + end for end in "ab"]
-    group = black_group()
-    paths = {tables.write_strip(tmp_path, dataclasses.replace(group, clip=name), {}) for name in names}
+    window = black_window()
+    paths = {tables.write_strip(tmp_path, dataclasses.replace(window, clip=name), {}) for name in names}
     assert len(paths) == 2
     assert all(path.exists() for path in paths)
 
@@ -358,8 +358,8 @@ def test_predictions_of_nested_clips_and_other_encodings(tmp_path):
             write_images(tmp_path / folder, list(source.frames))
         except OSError:
             pytest.skip("this file system takes UTF-8 only")
-        (group,) = groups([source], 3, 4, 1)
-        assert [s.psnr for s in evaluate(group, {"exact": predictions(tmp_path)}).scores["exact"]] == [100] * 3
+        (window,) = windows([source], 3, 4, 1)
+        assert [s.psnr for s in evaluate(window, {"exact": predictions(tmp_path)}).scores["exact"]] == [100] * 3
     with pytest.raises(FileNotFoundError, match=r"--predictions: there is no folder .*nowhere"):
         predictions(tmp_path / "nowhere")
 
@@ -381,7 +381,20 @@ def options(folder):
 
 
 def test_several_scales_and_lengths(evaluated, monkeypatch, capsys):
-    arguments = ("--scale", 2, "--scale", 3, "--window", 3, "--window", 5, "--window", 30, "--windows", 2)
+    arguments = (
+        "--scale",
+        2,
+        "--scale",
+        3,
+        "--frames-per-window",
+        3,
+        "--frames-per-window",
+        5,
+        "--frames-per-window",
+        30,
+        "--max-windows",
+        2,
+    )
     status, out, err = call(monkeypatch, capsys, *options(evaluated), *arguments)
     assert status == 0, err
     assert out.count("RGB PSNR") == 4
@@ -413,7 +426,7 @@ def test_tables_and_strips(evaluated, monkeypatch, capsys, caplog):
         (["--method", "this=json:dumps"], "a name of your own"),
         (["--method", "x=json:dumps", "--method", "x=json:dumps"], "a name of your own"),
         (["--method", "x=json"], "give module:function"),
-        (["--window", "30"], "no clip has 30 frames"),
+        (["--frames-per-window", "30"], "no clip has 30 frames"),
         (["--dataset", "gopro"], "GOPRO_Large_all"),
         (["--max-cache", "many"], "--max-cache many: give a number of bytes"),
         (["--max-cache", "1kB"], "1 clip would take 1.61e-05 GB in"),

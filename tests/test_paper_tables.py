@@ -18,9 +18,9 @@ from benchmarks.two_stage import ENLARGERS, INTERPOLATORS
 from stif_rt.data.clips import Clip
 from stif_rt.data.resize import imresize
 from stif_rt.evaluation import methods, published
-from stif_rt.evaluation.methods import OURS, Group
+from stif_rt.evaluation.methods import OURS, Window
 from stif_rt.evaluation.paper import Reproduction
-from stif_rt.evaluation.protocol import groups, score_pictures
+from stif_rt.evaluation.protocol import score_pictures, windows
 from stif_rt.evaluation.published import TABLES, Figure
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import CONFIGS, Config
@@ -65,9 +65,9 @@ def reproduce(number, dataset, files):
     asked = collections.defaultdict(list)
 
     def method(name):
-        def answer(group):
-            asked[name].append(group.positions)
-            return group.truth
+        def answer(window):
+            asked[name].append(window.positions)
+            return window.truth
 
         return answer
 
@@ -121,9 +121,9 @@ def test_which_liif_runs_is_said():
 def test_means_of_a_table_are_of_the_columns_frames():
     """Frame n of nine is n/100 off: the means are those of the center and of all."""
     paper, _, _ = reproduce(4, "gopro", ["stif"])
-    group = next(groups([clip(9)], 9, 4, None))
-    off = {n: group.truth[n] * 0 + n / 100 for n in range(9)}
-    dark = Group("c", 0, 4, group.inputs * 0, group.truth * 0)
+    window = next(windows([clip(9)], 9, 4, None))
+    off = {n: window.truth[n] * 0 + n / 100 for n in range(9)}
+    dark = Window("c", 0, 4, window.inputs * 0, window.truth * 0)
     result = score_pictures(dark, {"bicubic + blend": off, OURS: off}, "gaussian")
     expected = {n: float(-20 * np.log10(n / 100 * (65.481 + 128.553 + 24.966) / 255)) if n else 100.0 for n in range(9)}
     row = next(line for line in paper.markdown([result]).splitlines() if line.startswith("| STIF |"))
@@ -133,11 +133,11 @@ def test_means_of_a_table_are_of_the_columns_frames():
 
 
 def test_outer_frames_are_given_where_the_shot_has_them():
-    """For QVI: as far before and after the group as its own ends are apart."""
+    """For QVI: as far before and after the window as its own ends are apart."""
     source = clip(13, shots=[(0, 9), (9, 13)])
-    found = {group.first: group for group in groups([source], 3, 2, None)}
+    found = {window.first: window for window in windows([source], 3, 2, None)}
     assert list(found) == [0, 2, 4, 6, 9]
-    assert [first for first, group in found.items() if group.outer is not None] == [2, 4]
+    assert [first for first, window in found.items() if window.outer is not None] == [2, 4]
     for n, first in enumerate((0, 6)):
         torch.testing.assert_close(found[2].outer[n], found[first].inputs[0])
 
@@ -252,7 +252,7 @@ def evaluate(files, monkeypatch, capsys):
 
 def test_peers_from_the_command_line(evaluate, files, tmp_path, monkeypatch):
     weights = ["--weights", f"liif_edsr={files / 'liif_edsr.pth'}", "--weights", files / "stif.safetensors"]
-    options = ["--window", 5, "--windows", 1, "--scale", 2.5, *weights]
+    options = ["--frames-per-window", 5, "--max-windows", 1, "--scale", 2.5, *weights]
     status, _out, error = evaluate(*options, "--method", "blend+liif_edsr", "--output", tmp_path)
     assert status == 0, error
     assert "| all | 1 | average | blend+liif_edsr |" in (tmp_path / "results.md").read_text()
@@ -307,7 +307,7 @@ def test_a_strip_needs_no_second_rendering(evaluate, files, tmp_path, monkeypatc
         return torch.zeros(len(times), 3, *size)
 
     monkeypatch.setitem(sys.modules, "counted", type("module", (), {"counted": counted}))
-    options = ["--window", 3, "--windows", 2, "--scale", 4, "--weights", files / "stif.safetensors"]
+    options = ["--frames-per-window", 3, "--max-windows", 2, "--scale", 4, "--weights", files / "stif.safetensors"]
     status, _out, error = evaluate(*options, "--method", "black=counted:counted", "--output", tmp_path)
     assert status == 0, error
     assert len(asked) == 2

@@ -14,8 +14,8 @@ from rich.table import Table
 from stif_rt.cli.options import MAX_CACHE, NETWORK, Device, Dtype, EncoderOption, KernelsOption, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.datasets import DATASETS, load_dataset
-from stif_rt.evaluation.methods import BASELINE, OURS, Method, Peers, external, ours, predictions
-from stif_rt.evaluation.metrics import Window
+from stif_rt.evaluation.methods import BASELINE, OURS, Method, Peers, external, predictions, runtime_method
+from stif_rt.evaluation.metrics import SsimWindow
 from stif_rt.evaluation.paper import Reproduction
 from stif_rt.evaluation.protocol import Mean, summarise
 from stif_rt.evaluation.published import WEIGHTS
@@ -30,7 +30,7 @@ class SSIM(str, Enum):
     uniform = "uniform"
 
 
-SSIM_WINDOWS: dict[SSIM, Window | None] = {SSIM.none: None, SSIM.gaussian: "gaussian", SSIM.uniform: "uniform"}
+SSIM_WINDOWS: dict[SSIM, SsimWindow | None] = {SSIM.none: None, SSIM.gaussian: "gaussian", SSIM.uniform: "uniform"}
 
 
 def evaluate(
@@ -39,17 +39,18 @@ def evaluate(
     max_cache: MaxCache = MAX_CACHE,
     dataset: Annotated[str | None, typer.Option(help=f"Take the test split of {', '.join(DATASETS)}.")] = None,
     table: Annotated[
-        int | None, typer.Option(help="One of the paper's tables, 1 to 5: its scales, lengths, rows; all groups, SSIM.")
+        int | None,
+        typer.Option(help="One of the paper's tables, 1 to 5: its scales, lengths, rows; all windows, SSIM."),
     ] = None,
     scale: Annotated[
         list[float] | None, typer.Option(min=0.1, help="Spatial scale, 4 unless given; repeatable.")
     ] = None,
-    window: Annotated[
+    frames_per_window: Annotated[
         list[int] | None,
-        typer.Option(min=2, help="Frames of a group, 3 unless given; its first and last are the input. Repeatable."),
+        typer.Option(min=2, help="3 unless given; the first and the last are the input. Repeatable."),
     ] = None,
-    windows: Annotated[
-        int, typer.Option(min=0, help="Groups per clip, evenly spread; 0 for all that follow each other.")
+    max_windows: Annotated[
+        int, typer.Option(min=0, help="Of each clip, evenly spread; 0 for all that follow each other.")
     ] = 16,
     ssim: Annotated[
         SSIM, typer.Option(help="gaussian is MATLAB's and the usual one, uniform is scikit-image's default.")
@@ -84,16 +85,21 @@ def evaluate(
 ) -> None:
     """PSNR and SSIM on clips, beside bicubic up-scaling with linear blending. docs/evaluation.md explains it."""
     most_bytes = parse_bytes(max_cache, "--max-cache")
-    plan = Plan(dict.fromkeys(window or (3,)), dict.fromkeys(scale or (4.0,)), windows or None, SSIM_WINDOWS[ssim])
+    plan = Plan(
+        dict.fromkeys(frames_per_window or (3,)),
+        dict.fromkeys(scale or (4.0,)),
+        max_windows or None,
+        SSIM_WINDOWS[ssim],
+    )
     paper = None if table is None else Reproduction(table, dataset)
     if paper is not None:
-        if window or scale:
-            raise ValueError("--table sets --window and --scale: give either")
+        if frames_per_window or scale:
+            raise ValueError("--table sets --frames-per-window and --scale: give either")
         plan = Plan(paper.lengths, paper.scales, None, plan.ssim or "gaussian")
     files = parse_weights(weights or [])
 
     def model(file: Path | None) -> Method:
-        return ours(Runtime.load(file, device=device, dtype=dtype, kernels=kernels, encoder=encoder))
+        return runtime_method(Runtime.load(file, device=device, dtype=dtype, kernels=kernels, encoder=encoder))
 
     peers = Peers(files, choose_device(device))
     methods: dict[str, Method] = {OURS: model(files.get("stif"))}
@@ -110,7 +116,7 @@ def evaluate(
         methods = paper.add_methods(methods, files, model, peers)
     clips = load_dataset(dataset, data, cache, downscale, most_bytes)
     with progress_bar() as progress:
-        task = progress.add_task("groups", total=plan.count(clips))
+        task = progress.add_task("windows", total=plan.count(clips))
         results = run_evaluation(clips, methods, plan, output, lambda: progress.advance(task), paper)
     means = summarise(results)
     text = "" if paper is None else paper.markdown(results)
@@ -152,14 +158,14 @@ def named(given: str, option: str, taken: Iterable[str]) -> tuple[str, str]:
 def show_means(means: list[Mean], scale: float, length: int) -> None:
     """One table on standard output: textured and smooth windows apart, each method beside the baseline."""
     methods = list(dict.fromkeys(mean.method for mean in means))
-    title = f"RGB PSNR, dB (gain): space x{scale:g}, groups of {length} frames"
-    columns = ("windows", "number", "frames", *map(escape, methods))  # names may look like rich's markup
+    title = f"RGB PSNR, dB (gain): space x{scale:g}, windows of {length} frames"
+    columns = ("texture", "windows", "frames", *map(escape, methods))  # names may look like rich's markup
     table = Table(*columns, title=title, title_justify="left")
-    for (windows, clip, frames), part in itertools.groupby(means, lambda mean: (mean.windows, mean.clip, mean.frames)):
+    for (texture, clip, frames), part in itertools.groupby(means, lambda mean: (mean.texture, mean.clip, mean.frames)):
         row = {mean.method: mean for mean in part}  # the baseline and every method on the same frames
         if length > 3 or frames != "center":  # of three frames, center is the average
             base = row[BASELINE]
             gains = [f"{row[name].psnr:.2f} ({row[name].psnr - base.psnr:+.2f})" for name in methods[1:]]
-            name = windows if clip is None else f"{windows}, {clip}"
+            name = texture if clip is None else f"{texture}, {clip}"
             table.add_row(escape(name), str(base.number), frames, f"{base.psnr:.2f}", *gains)
     Console().print(table)

@@ -17,9 +17,9 @@ import typer
 from stif_rt.cli.options import Device
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.clips import load_clips, load_pictures
-from stif_rt.evaluation.methods import ours
-from stif_rt.evaluation.protocol import evaluate as evaluate_group
-from stif_rt.evaluation.protocol import groups, summarise
+from stif_rt.evaluation.methods import runtime_method
+from stif_rt.evaluation.protocol import evaluate as evaluate_window
+from stif_rt.evaluation.protocol import summarise, windows
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.stif import STIF
@@ -131,15 +131,15 @@ def train(
         if not held_out:
             return
         runtime = Runtime.from_model(copy.deepcopy(model), device=device)
-        methods = {"this": ours(runtime)}
-        means = summarise([evaluate_group(group, methods) for group in groups(held_out, 3, cut.scale, 4)])
+        methods = {"this": runtime_method(runtime)}
+        means = summarise([evaluate_window(window, methods) for window in windows(held_out, 3, cut.scale, 4)])
         pairs = zip(means[::2], means[1::2], strict=True)  # the baseline and this
         rows = []
         for bicubic, mean in pairs:
-            if mean.clip is None and mean.windows != "all" and mean.frames != "center":
-                shown = f"{mean.windows}, {mean.frames}"
+            if mean.clip is None and mean.texture != "all" and mean.frames != "center":
+                shown = f"{mean.texture}, {mean.frames}"
                 console.print(f"{iteration}: {shown}: {mean.psnr:.2f} dB, {mean.psnr - bicubic.psnr:+.2f} over bicubic")
-                rows.append((iteration, mean.windows, mean.frames, f"{mean.psnr:.3f}", f"{bicubic.psnr:.3f}"))
+                rows.append((iteration, mean.texture, mean.frames, f"{mean.psnr:.3f}", f"{bicubic.psnr:.3f}"))
                 if curves is not None:
                     curves.add_scalar(f"PSNR {shown}", mean.psnr, iteration)
         table = output / "validation.csv"

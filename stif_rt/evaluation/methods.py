@@ -30,13 +30,13 @@ OURS = "this"
 
 
 @dataclass(frozen=True)
-class Group:
+class Window:
     """Frames that are rendered from two of them.
 
     clip: name. first: number of the first frame in the clip. scale: spatial. inputs: [2, 3, h, w], the first and the
     last frame made small. truth: [N, 3, H, W]. outer: [2, 3, h, w], made small likewise, the frames as far before the
     first and after the last as these are apart; None where the clip has not both. All RGB in [0, 1].
-    numbers: which frames of the group truth holds, of nine for instance (0, 4, 8); None for all.
+    numbers: which frames of the window truth holds, of nine for instance (0, 4, 8); None for all.
     """
 
     clip: str
@@ -47,7 +47,7 @@ class Group:
     outer: Tensor | None = None
     numbers: tuple[int, ...] | None = None
 
-    def only(self, numbers: Sequence[int]) -> "Group":
+    def only(self, numbers: Sequence[int]) -> "Window":
         """The same inputs, and some of the frames, the last one among them."""
         return replace(self, truth=self.truth[list(numbers)], numbers=tuple(numbers))
 
@@ -64,23 +64,23 @@ class Group:
         return self.truth.shape[-2], self.truth.shape[-1]
 
 
-Method = Callable[[Group], Tensor]
-"""Returns [N, 3, H, W], the pictures at the group's times; the caller clamps and rounds them."""
+Method = Callable[[Window], Tensor]
+"""Returns [N, 3, H, W], the pictures at the window's times; the caller clamps and rounds them."""
 
 
-def bicubic(group: Group) -> Tensor:
+def bicubic(window: Window) -> Tensor:
     """Each frame enlarged with MATLAB's bicubic filter, and a linear blend between the two."""
-    before, after = imresize(group.inputs, group.size).clamp(0, 1)
-    return torch.stack([(1 - t) * before + t * after for t in group.times])
+    before, after = imresize(window.inputs, window.size).clamp(0, 1)
+    return torch.stack([(1 - t) * before + t * after for t in window.times])
 
 
-def ours(runtime: Runtime) -> Method:
+def runtime_method(runtime: Runtime) -> Method:
     """The model as the runtime runs it: any variant, device, dtype, engine and kernels."""
 
-    def render(group: Group) -> Tensor:
-        frames = group.inputs.to(runtime.device)
+    def render(window: Window) -> Tensor:
+        frames = window.inputs.to(runtime.device)
         runtime.encode(frames[0], frames[1])
-        return torch.stack([runtime.render(t, size=group.size).cpu() for t in group.times])
+        return torch.stack([runtime.render(t, size=window.size).cpu() for t in window.times])
 
     return render
 
@@ -97,17 +97,17 @@ def predictions(folder: Path) -> Method:
         raise FileNotFoundError(f"--predictions: there is no folder {folder}")
     files: dict[str, dict[int, Path]] = {}
 
-    def read(group: Group) -> Tensor:
-        if group.clip not in files:
-            files[group.clip] = _numbered(folder, group.clip)
+    def read(window: Window) -> Tensor:
+        if window.clip not in files:
+            files[window.clip] = _numbered(folder, window.clip)
         pictures = []
-        for number in (group.first + position for position in group.positions):
-            path = files[group.clip].get(number)
+        for number in (window.first + position for position in window.positions):
+            path = files[window.clip].get(number)
             if path is None:
-                raise FileNotFoundError(f"{folder / group.clip} has no frame {number}, such as {number:06d}.png")
+                raise FileNotFoundError(f"{folder / window.clip} has no frame {number}, such as {number:06d}.png")
             picture = torch.from_numpy(read_image(path)).movedim(-1, 0).float() / 255
-            if picture.shape[1:] != group.size:
-                sizes = " instead of ".join(f"{w}x{h}" for h, w in (picture.shape[1:], group.size))
+            if picture.shape[1:] != window.size:
+                sizes = " instead of ".join(f"{w}x{h}" for h, w in (picture.shape[1:], window.size))
                 raise ValueError(f"{path} is {sizes}")
             pictures.append(picture)
         return torch.stack(pictures)
@@ -149,10 +149,10 @@ def external(target: str) -> Method:
     if not callable(function):
         raise ValueError(f"--method {target}: module {module} has no function {name}")
 
-    def call(group: Group) -> Tensor:
+    def call(window: Window) -> Tensor:
         try:
             with torch.inference_mode():
-                out = function(group.inputs, group.times, group.size)
+                out = function(window.inputs, window.times, window.size)
         except Exception as error:  # whatever the function does
             raise RuntimeError(f"--method {target} failed: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor):
@@ -185,12 +185,12 @@ class Peers:
         method = self._module("methods", f"--method {name}").find_method(name).build(self.setup)
 
         @torch.inference_mode()
-        def render(group: Group) -> Tensor:
-            frames = group.inputs
-            if method.inputs == 4 and group.outer is not None:
-                frames = torch.cat((group.outer[:1], frames, group.outer[1:]))
+        def render(window: Window) -> Tensor:
+            frames = window.inputs
+            if method.inputs == 4 and window.outer is not None:
+                frames = torch.cat((window.outer[:1], frames, window.outer[1:]))
             pair = method.encode(frames[None].to(self.device))
-            pictures = method.at(pair, group.times, group.size)
-            return torch.stack([picture.reshape(3, *group.size).float().cpu() for picture in pictures])
+            pictures = method.at(pair, window.times, window.size)
+            return torch.stack([picture.reshape(3, *window.size).float().cpu() for picture in pictures])
 
         return render

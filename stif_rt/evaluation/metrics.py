@@ -12,7 +12,7 @@ from torch import Tensor
 IDENTICAL = 100.0
 """dB. Reported for pictures that differ less than this tells, such as black ones."""
 
-Window = Literal["gaussian", "uniform"]
+SsimWindow = Literal["gaussian", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Score:
     ssim: float | None = None
 
 
-def score(output: Tensor, truth: Tensor, ssim_window: Window | None = None) -> Score:
+def score(output: Tensor, truth: Tensor, ssim_window: SsimWindow | None = None) -> Score:
     """All metrics of one picture."""
     similarity = None if ssim_window is None else ssim(output, truth, ssim_window)
     return Score(psnr(output, truth), luma_psnr(output, truth), similarity)
@@ -46,7 +46,7 @@ def luma_psnr(output: Tensor, truth: Tensor) -> float:
     return psnr(luma(output), luma(truth))
 
 
-def ssim(output: Tensor, truth: Tensor, window: Window = "gaussian") -> float:
+def ssim(output: Tensor, truth: Tensor, window: SsimWindow = "gaussian") -> float:
     """Mean structural similarity over RGB and over all places where the window fits.
 
     ``gaussian`` is that of Wang et al. and of their MATLAB program: 11x11, sigma 1.5, population covariances.

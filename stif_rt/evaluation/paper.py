@@ -82,7 +82,7 @@ class Reproduction:
         return made
 
     def numbers(self, length: int, scale: float) -> dict[str, list[int]]:
-        """By method, the frames of a group that it is asked for: those of which the paper has a figure in its row."""
+        """By method, the frames of a window that it is asked for: those of which the paper has a figure in its row."""
         numbers: dict[str, set[int]] = defaultdict(set)
         for column in self.columns:
             if (column.length, column.scale) == (length, scale):
@@ -132,7 +132,7 @@ class Reproduction:
         if (method, column.length, column.scale) in self.failed:
             return "cannot"
         numbers = TABLE_FRAMES[column.frames](column.length)
-        groups = [r for r in results if (r.length, r.scale) == (column.length, column.scale) and method in r.scores]
-        scores = [score for result in groups for score in result.of(method, numbers)]
+        windows = [r for r in results if (r.length, r.scale) == (column.length, column.scale) and method in r.scores]
+        scores = [score for result in windows for score in result.of(method, numbers)]
         similar = [score.ssim for score in scores if score.ssim is not None]
-        return f"{fmean(score.luma for score in scores):.2f} / {fmean(similar):.4f}" if similar else "no groups"
+        return f"{fmean(score.luma for score in scores):.2f} / {fmean(similar):.4f}" if similar else "no windows"

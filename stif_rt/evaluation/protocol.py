@@ -1,4 +1,4 @@
-"""Groups of neighbouring frames: the first and the last, made small, are the input, and all of them are predicted."""
+"""Windows of neighbouring frames: the first and the last, made small, are the input, and all of them are predicted."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from stif_rt.data.clips import Clip
 from stif_rt.data.resize import degrade
-from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
-from stif_rt.evaluation.metrics import Score, Window, score
+from stif_rt.evaluation.methods import BASELINE, Method, Window, bicubic
+from stif_rt.evaluation.metrics import Score, SsimWindow, score
 
 SMOOTH = 40.0
-"""dB. A group is smooth, not textured, where bicubic enlargement alone reaches this on its first and last frame."""
+"""dB. A window is smooth, not textured, where bicubic enlargement alone reaches this on its first and last frame."""
 
 Pictures = dict[int, Tensor]
-"""[3, H, W], by the frame's number in the group."""
+"""[3, H, W], by the frame's number in the window."""
 
 FRAMES = {
     "first and last": lambda n: [0, n - 1],
@@ -27,7 +27,7 @@ FRAMES = {
     "center": lambda n: sorted({0, (n - 1) // 2, n - 1}),
     "average": lambda n: list(range(n)),
 }
-"""Which frames of a group of n a mean is taken over. ``center`` and ``average`` are the paper's; of nine frames it
+"""Which frames of a window of n a mean is taken over. ``center`` and ``average`` are the paper's; of nine frames it
 names the 1st, 4th and 9th, and here the one in the middle, the 5th, is taken instead of the 4th."""
 
 TABLE_FRAMES = FRAMES | {"quarters": lambda n: sorted({round(k * (n - 1) / 4) for k in range(5)})}
@@ -37,7 +37,7 @@ TABLE_FRAMES = FRAMES | {"quarters": lambda n: sorted({round(k * (n - 1) / 4) fo
 @dataclass(frozen=True)
 class Result:
     """scores: of each frame in order, by method, None for frames that it was not asked for. The baseline is one of the
-    methods, and every method has the first and the last frame. length: frames of the group."""
+    methods, and every method has the first and the last frame. length: frames of the window."""
 
     clip: str
     first: int
@@ -61,14 +61,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Mean:
-    """The means over some frames of some groups. windows: all, textured or smooth. clip: None for all clips.
+    """The means over some frames of some windows. texture: all, textured or smooth. clip: None for all clips.
 
-    number: of groups. ssim: None where it was not computed.
+    number: of windows. ssim: None where it was not computed.
     """
 
     length: int
     scale: float
-    windows: str
+    texture: str
     clip: str | None
     number: int
     frames: str
@@ -78,20 +78,20 @@ class Mean:
     ssim: float | None
 
 
-def count_groups(clips: list[Clip], length: int, most: int | None) -> int:
+def count_windows(clips: list[Clip], length: int, most: int | None) -> int:
     return sum(len(_firsts(clip, length, most)) for clip in clips)
 
 
 def _firsts(clip: Clip, length: int, most: int | None) -> list[int]:
-    """First frames of the groups: one after the other, sharing a frame; or at most so many, evenly spread."""
+    """First frames of the windows: one after the other, sharing a frame; or at most so many, evenly spread."""
     if most is None:
         return clip.windows(length, length - 1)
     firsts = clip.windows(length)
     return firsts[:: max(1, -(-len(firsts) // most))]
 
 
-def groups(clips: list[Clip], length: int, scale: float, most: int | None) -> Iterator[Group]:
-    """The groups of ``length`` frames of the clips, at most ``most`` of each, or for None all that follow each other.
+def windows(clips: list[Clip], length: int, scale: float, most: int | None) -> Iterator[Window]:
+    """The windows of ``length`` frames of the clips, at most ``most`` of each, or for None all that follow each other.
 
     The inputs are shrunk by ``scale`` with MATLAB's bicubic filter and rounded to 8 bits. For a whole number, frames
     are first cropped to a multiple of it at the right and the bottom.
@@ -108,7 +108,7 @@ def groups(clips: list[Clip], length: int, scale: float, most: int | None) -> It
             outer = _outer(clip, first, length)
             if outer is not None:
                 outer = degrade(outer[..., :H, :W], size)
-            yield Group(clip.name, first, scale, degrade(truth[[0, -1]], size), truth, outer)
+            yield Window(clip.name, first, scale, degrade(truth[[0, -1]], size), truth, outer)
 
 
 def _pictures(frames: NDArray[np.uint8]) -> Tensor:
@@ -116,18 +116,18 @@ def _pictures(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def _outer(clip: Clip, first: int, length: int) -> Tensor | None:
-    """The frames as far before and after a group as its ends are apart, where they lie in the same shot."""
+    """The frames as far before and after a window as its ends are apart, where they lie in the same shot."""
     before, after = first - (length - 1), first + 2 * (length - 1)
     if not any(start <= before and after < end for start, end in clip.shots):
         return None
     return _pictures(clip.frames[[before, after]])
 
 
-def render(group: Group, method: Method, name: str, numbers: Sequence[int] | None = None) -> Pictures:
-    """A method's pictures of a group, each clamped and rounded to 8 bits as a file would hold it.
+def render(window: Window, method: Method, name: str, numbers: Sequence[int] | None = None) -> Pictures:
+    """A method's pictures of a window, each clamped and rounded to 8 bits as a file would hold it.
 
     Args:
-        group: All its frames.
+        window: All its frames.
         method: Called once.
         name: What a message calls it.
         numbers: The frames that it is asked for, the last among them; None for all.
@@ -135,41 +135,41 @@ def render(group: Group, method: Method, name: str, numbers: Sequence[int] | Non
     Raises:
         ValueError: Where it returns pictures of another number or size, or values that are not finite.
     """
-    part = group if numbers is None or len(numbers) == len(group.truth) else group.only(numbers)
+    part = window if numbers is None or len(numbers) == len(window.truth) else window.only(numbers)
     pictures = method(part)
     if pictures.shape != part.truth.shape:
         raise ValueError(f"{name} returned {list(pictures.shape)} instead of {list(part.truth.shape)}")
     if not torch.isfinite(pictures).all():
-        raise ValueError(f"{name} returned values that are not finite, for {group.clip} from frame {group.first}")
+        raise ValueError(f"{name} returned values that are not finite, for {window.clip} from frame {window.first}")
     return dict(zip(part.positions, (pictures.clamp(0, 1) * 255).round() / 255, strict=True))
 
 
-def score_pictures(group: Group, pictures: Mapping[str, Pictures], ssim: Window | None = None) -> Result:
-    """All pictures of a group, by method, against the truth."""
+def score_pictures(window: Window, pictures: Mapping[str, Pictures], ssim: SsimWindow | None = None) -> Result:
+    """All pictures of a window, by method, against the truth."""
     scores = {
-        name: [score(made[n], truth, ssim) if n in made else None for n, truth in enumerate(group.truth)]
+        name: [score(made[n], truth, ssim) if n in made else None for n, truth in enumerate(window.truth)]
         for name, made in pictures.items()
     }
-    return Result(group.clip, group.first, group.scale, scores)
+    return Result(window.clip, window.first, window.scale, scores)
 
 
-def evaluate(group: Group, methods: Mapping[str, Method], ssim: Window | None = None) -> Result:
-    """The baseline and the methods on all frames of one group."""
+def evaluate(window: Window, methods: Mapping[str, Method], ssim: SsimWindow | None = None) -> Result:
+    """The baseline and the methods on all frames of one window."""
     all_methods = {BASELINE: bicubic, **methods}
-    return score_pictures(group, {name: render(group, method, name) for name, method in all_methods.items()}, ssim)
+    return score_pictures(window, {name: render(window, method, name) for name, method in all_methods.items()}, ssim)
 
 
 def summarise(results: list[Result]) -> list[Mean]:
-    """Means over all clips first, then by clip; for each the windows all together, then textured and smooth."""
+    """Means over all clips first, then by clip; for each all windows, then textured and smooth ones."""
     parts: dict[tuple[int, float, str, str | None], list[Result]] = defaultdict(list)
     for result in results:
         for clip in (None, result.clip):
-            for windows in ("all", "textured" if result.textured else "smooth"):
-                parts[result.length, result.scale, windows, clip].append(result)
+            for texture in ("all", "textured" if result.textured else "smooth"):
+                parts[result.length, result.scale, texture, clip].append(result)
     order = ["all", "textured", "smooth"]
     means = []
     for key in sorted(parts, key=lambda k: (k[1], k[0], k[3] is not None, k[3] or "", order.index(k[2]))):
-        length, scale, windows, clip = key
+        length, scale, texture, clip = key
         for frames, select in FRAMES.items():
             for method in dict.fromkeys(name for result in parts[key] for name in result.scores):
                 made = [result for result in parts[key] if method in result.scores]
@@ -181,7 +181,7 @@ def summarise(results: list[Result]) -> list[Mean]:
                     Mean(
                         length,
                         scale,
-                        windows,
+                        texture,
                         clip,
                         len(made),
                         frames,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """dataset: a name of ``stif-rt eval --dataset``. length: frames of a group. scale: in space. frames: which of a
-    group the mean is taken over, a key of ``protocol.FRAMES``."""
+    """dataset: a name of ``stif-rt eval --dataset``. length: frames of a window. scale: in space. frames: which of a
+    window the mean is taken over, a key of ``protocol.FRAMES``."""
 
     title: str
     dataset: str
@@ -177,8 +177,8 @@ TABLES: dict[int, PaperTable] = {
         ),
     ),
 }
-"""By number. In Table 3 the figures of the first column are those of GoPro-Center in Table 1, so its groups are of nine
-frames, and those of the second column are taken to be the same: of nine, the 1st, 3rd, 5th, 7th and 9th."""
+"""By number. In Table 3 the figures of the first column are those of GoPro-Center in Table 1, so its windows are of
+nine frames, and those of the second column are taken to be the same: of nine, the 1st, 3rd, 5th, 7th and 9th."""
 
 
 def row_networks(method: str, given: Collection[str]) -> tuple[str, tuple[str, ...]]:

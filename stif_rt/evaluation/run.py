@@ -1,14 +1,14 @@
-"""The whole of an evaluation: every group of every clip by every method, and a strip of crops for each clip."""
+"""The whole of an evaluation: every window of every clip by every method, and a strip of crops for each clip."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stif_rt.data.clips import Clip
-from stif_rt.evaluation.methods import BASELINE, Group, Method, bicubic
-from stif_rt.evaluation.metrics import Window
+from stif_rt.evaluation.methods import BASELINE, Method, Window, bicubic
+from stif_rt.evaluation.metrics import SsimWindow
 from stif_rt.evaluation.paper import Reproduction
-from stif_rt.evaluation.protocol import Pictures, Result, count_groups, groups, render, score_pictures
+from stif_rt.evaluation.protocol import Pictures, Result, count_windows, render, score_pictures, windows
 from stif_rt.evaluation.tables import write_strip
 
 
@@ -16,18 +16,18 @@ from stif_rt.evaluation.tables import write_strip
 class Plan:
     """What is evaluated.
 
-    lengths: frames of a group. scales: spatial ones. most: groups of each clip, None for all that follow each other.
+    lengths: frames of a window. scales: spatial ones. most: windows of each clip, None for all that follow each other.
     ssim: which kind of SSIM to compute, None for none.
     """
 
     lengths: Collection[int] = (3,)
     scales: Collection[float] = (4.0,)
     most: int | None = 16
-    ssim: Window | None = None
+    ssim: SsimWindow | None = None
 
     def count(self, clips: list[Clip]) -> int:
-        """How many groups there are, over all lengths and scales."""
-        return len(self.scales) * sum(count_groups(clips, length, self.most) for length in self.lengths)
+        """How many windows there are, over all lengths and scales."""
+        return len(self.scales) * sum(count_windows(clips, length, self.most) for length in self.lengths)
 
 
 def run_evaluation(
@@ -38,14 +38,14 @@ def run_evaluation(
     advance: Callable[[], object] = lambda: None,
     paper: Reproduction | None = None,
 ) -> list[Result]:
-    """The scores of every group.
+    """The scores of every window.
 
     Args:
         clips: what is evaluated.
         methods: besides the baseline, by name.
-        plan: lengths, scales and the number of groups.
-        strips: folder for one strip of crops of each clip, length and scale: of the group that changes most.
-        advance: called after each group.
+        plan: lengths, scales and the number of windows.
+        strips: folder for one strip of crops of each clip, length and scale: of the window that changes most.
+        advance: called after each window.
         paper: the table of the paper that this is for; methods that are its rows make the frames it needs, and those
             that cannot do so are noted there.
 
@@ -57,37 +57,37 @@ def run_evaluation(
     results = []
     for scale in plan.scales:
         for length in plan.lengths:
-            busiest: dict[str, float] = {}  # by clip, how much the group of its strip changes
-            for group in groups(clips, length, scale, plan.most):
-                pictures = render_all(group, methods, paper)
-                results.append(score_pictures(group, pictures, plan.ssim))
-                if strips is not None and _change(group) > busiest.get(group.clip, -1):
-                    busiest[group.clip] = _change(group)
-                    write_strip(strips, group, pictures)
+            busiest: dict[str, float] = {}  # by clip, how much the window of its strip changes
+            for window in windows(clips, length, scale, plan.most):
+                pictures = render_all(window, methods, paper)
+                results.append(score_pictures(window, pictures, plan.ssim))
+                if strips is not None and _change(window) > busiest.get(window.clip, -1):
+                    busiest[window.clip] = _change(window)
+                    write_strip(strips, window, pictures)
                 advance()
     return results
 
 
-def render_all(group: Group, methods: Mapping[str, Method], paper: Reproduction | None) -> dict[str, Pictures]:
+def render_all(window: Window, methods: Mapping[str, Method], paper: Reproduction | None) -> dict[str, Pictures]:
     """The pictures of the baseline and of all methods that take part, by method."""
-    length = len(group.truth)
+    length = len(window.truth)
     every = list(range(length))
     if paper is None:
         wanted = {BASELINE: every} | dict.fromkeys(methods, every)
     else:
-        wanted = paper.numbers(length, group.scale)
+        wanted = paper.numbers(length, window.scale)
         wanted = {BASELINE: sorted({0, length - 1}.union(*wanted.values()))} | wanted
     all_methods = {BASELINE: bicubic, **methods}
     pictures = {}
     for name, numbers in wanted.items():
         try:
-            pictures[name] = render(group, all_methods[name], name, numbers)
+            pictures[name] = render(window, all_methods[name], name, numbers)
         except ValueError as error:
-            if paper is None or not paper.give_up(name, length, group.scale, str(error)):
+            if paper is None or not paper.give_up(name, length, window.scale, str(error)):
                 raise
     return pictures
 
 
-def _change(group: Group) -> float:
+def _change(window: Window) -> float:
     """Mean absolute difference of the first and the last frame."""
-    return float((group.truth[-1] - group.truth[0]).abs().mean())
+    return float((window.truth[-1] - window.truth[0]).abs().mean())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.data.datasets import DATASETS
-from stif_rt.evaluation.methods import Group
+from stif_rt.evaluation.methods import Window
 from stif_rt.evaluation.protocol import Mean, Pictures, Result
 from stif_rt.evaluation.published import TABLES, Column, Figure
 from stif_rt.files import write_whole
@@ -31,27 +31,27 @@ def markdown(means: list[Mean], dataset: str | None) -> str:
     sections = []
     for scale, length in sorted({(mean.scale, mean.length) for mean in means}):
         chosen = [mean for mean in means if (mean.scale, mean.length) == (scale, length)]
-        sections.append(f"## Space x{scale:g}, time x{length - 1}: groups of {length} frames\n")
+        sections.append(f"## Space x{scale:g}, time x{length - 1}: windows of {length} frames\n")
         sections.append(_section([mean for mean in chosen if mean.clip is None], dataset))
         clips = [
-            mean for mean in chosen if mean.clip is not None and mean.windows == "all" and mean.frames == "average"
+            mean for mean in chosen if mean.clip is not None and mean.texture == "all" and mean.frames == "average"
         ]
         rows = [[mean.clip or "", str(mean.number), mean.method, *_metrics(mean)] for mean in clips]
-        sections.append(table(["clip", "groups", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows))
+        sections.append(table(["clip", "windows", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows))
     return "\n".join(sections)
 
 
 def _section(means: list[Mean], dataset: str | None) -> str:
     rows = []
-    for (windows, frames), part in itertools.groupby(means, lambda mean: (mean.windows, mean.frames)):
+    for (texture, frames), part in itertools.groupby(means, lambda mean: (mean.texture, mean.frames)):
         for mean in part:
-            rows.append([windows, str(mean.number), frames, mean.method, *_metrics(mean)])
-        if windows == "all":
+            rows.append([texture, str(mean.number), frames, mean.method, *_metrics(mean)])
+        if texture == "all":
             for column, figure in _models_figures():
                 if column[1:] == (dataset, mean.length, mean.scale, frames):
                     name = f"the paper's model, all {len(DATASETS[column.dataset].clips)} clips"
                     rows.append(["all", "", frames, name, "", f"{figure.psnr:.2f}", f"{figure.ssim:.4f}"])
-    return table(["windows", "groups", "frames", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows)
+    return table(["texture", "windows", "frames", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows)
 
 
 def _models_figures() -> Iterator[tuple[Column, Figure]]:
@@ -82,7 +82,7 @@ def write(folder: Path, results: list[Result], means: list[Mean], dataset: str |
 
     Args:
         folder: Made where it is missing.
-        results: Of all groups.
+        results: Of all windows.
         means: Their summary.
         dataset: Which was evaluated, None for clips of one's own.
         beginning: Markdown to begin ``results.md`` with.
@@ -108,40 +108,40 @@ def write(folder: Path, results: list[Result], means: list[Mean], dataset: str |
         "results.md": "\n".join(filter(None, (beginning, markdown(means, dataset)))),
         "results.csv": text.getvalue(),
         "results.json": json.dumps(
-            {"dataset": dataset, "means": [asdict(mean) for mean in means], "groups": frames}, indent=1
+            {"dataset": dataset, "means": [asdict(mean) for mean in means], "windows": frames}, indent=1
         ),
     }
     for name, written in content.items():
         write_whole(folder / name, written.encode(errors="backslashreplace"))
 
 
-def strip(group: Group, pictures: Mapping[str, Pictures]) -> Tensor:
+def strip(window: Window, pictures: Mapping[str, Pictures]) -> Tensor:
     """The same crop of the middle frame side by side: input, each method, truth. uint8 [side, n * side, 3].
 
     The crop is where the first and the last frame differ most; the input is enlarged without a filter. Methods that did
     not make the middle frame are left out.
     """
-    H, W = group.size
+    H, W = window.size
     side = min(CROP, H, W)
-    change = (group.truth[-1] - group.truth[0]).abs().mean(0)[None, None]
+    change = (window.truth[-1] - window.truth[0]).abs().mean(0)[None, None]
     places = F.avg_pool2d(change, side, stride=max(1, side // 4))[0, 0]
     y, x = (int(n) * max(1, side // 4) for n in divmod(int(places.argmax()), places.shape[1]))
-    middle = (len(group.truth) - 1) // 2
-    shown = [F.interpolate(group.inputs[:1], (H, W), mode="nearest")[0]]
+    middle = (len(window.truth) - 1) // 2
+    shown = [F.interpolate(window.inputs[:1], (H, W), mode="nearest")[0]]
     shown += [made[middle] for made in pictures.values() if middle in made]
-    shown.append(group.truth[middle])
+    shown.append(window.truth[middle])
     crops = torch.cat([picture[:, y : y + side, x : x + side] for picture in shown], 2)
     return (crops.clamp(0, 1) * 255).round().byte().movedim(0, -1)
 
 
-def write_strip(folder: Path, group: Group, pictures: Mapping[str, Pictures]) -> Path:
+def write_strip(folder: Path, window: Window, pictures: Mapping[str, Pictures]) -> Path:
     """Writes ``strip_CLIP_xSCALE_LENGTH.png`` of the pictures that were scored, and returns its path.
 
     In the clip's name, ``/`` is written %2F.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"strip_{_as_file_name(group.clip)}_x{group.scale:g}_{len(group.truth)}.png"
-    write_png(path, np.ascontiguousarray(strip(group, pictures).numpy()))
+    path = folder / f"strip_{_as_file_name(window.clip)}_x{window.scale:g}_{len(window.truth)}.png"
+    write_png(path, np.ascontiguousarray(strip(window, pictures).numpy()))
     return path
 
 
