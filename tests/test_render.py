@@ -6,11 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers.videos import picture
+from helpers.videos import picture, write_images
 
 from stif_rt.runtime import Runtime
 from stif_rt.video.colour import Picture, from_image, to_image
+from stif_rt.video.job import make_job
 from stif_rt.video.layout import make_layout
+from stif_rt.video.options import RenderOptions
 from stif_rt.video.plan import plan
 from stif_rt.video.reader import Frame
 from stif_rt.video.render import PAIRS_AHEAD, PICTURES_AHEAD, NetworkRenderer, pictures
@@ -160,3 +162,13 @@ def test_grey_stays_grey(runtime):
     network = runtime.encode(*(p.rgb for p in pair)).render(0.5, scale=2)
     assert not torch.equal(network[0], network[1])
     assert torch.equal(out["rgb"], network.mean(0).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("options", [{}, {"end": 0.45}, {"start": 0.15, "end": 0.45}])
+@pytest.mark.parametrize(("first", "stop"), [(0, 3), (2, 7), (5, None), (4, 100)])
+def test_parts_of_a_job_are_those_of_the_whole(tmp_path, options, first, stop):
+    source = write_images(tmp_path / "in", [picture(n) for n in range(6)])
+    job = make_job(source, tmp_path / "out", RenderOptions(input_fps=10, time_scale=2, **options))
+    whole = [(pair.before.start, t) for pair in job.pairs() for t in pair.times]
+    part = [(pair.before.start, t) for pair in job.pairs(first, stop) for t in pair.times]
+    assert part == whole[first:stop]

@@ -12,6 +12,8 @@ from stif_rt.version import VERSION
 
 COMMANDS = {
     "render": ("render.render", "Render a video at another size and frame rate."),
+    "plan": ("plan.plan", "Divide a render among several processes."),
+    "join": ("plan.join", "Join what the processes of a plan have rendered."),
     "info": ("info.info", "What this machine can run, and why not the rest."),
     "bench": ("bench.bench", "Measure speed."),
     "train": ("train.train", "Train a model: the paper's recipe, every number an option."),
@@ -40,12 +42,14 @@ class LazyGroup(TyperGroup):
         place, summary = COMMANDS[cmd_name]
         if self._listing:
             return TyperCommand(cmd_name, help=summary)
-        module, _, name = place.partition(".")
-        commands = getattr(importlib.import_module(f"stif_rt.cli.{module}"), name)
+        module_name, _, name = place.partition(".")
+        module = importlib.import_module(f"stif_rt.cli.{module_name}")
+        commands = getattr(module, name)
         if not isinstance(commands, typer.Typer):
             function = commands
             commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            commands.command(cmd_name, context_settings=FORWARDING if cmd_name == "export" else None)(function)
+            settings = FORWARDING if cmd_name == "export" else None
+            commands.command(cmd_name, context_settings=settings, epilog=getattr(module, "EPILOG", None))(function)
         command = typer.main.get_command(commands)
         command.name = cmd_name
         return command

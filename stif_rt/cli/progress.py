@@ -10,7 +10,9 @@ from stif_rt.cli.terminal import console, progress_bar, state
 from stif_rt.video.options import Progress
 
 if TYPE_CHECKING:
+    from stif_rt.video.job import Job
     from stif_rt.video.notices import Notice
+    from stif_rt.video.run import Rendered
 
 Form = Literal["auto", "plain", "json"]
 FORMS: tuple[Form, ...] = ("auto", "plain", "json")
@@ -48,6 +50,46 @@ class Reporter:
             emit("warning", text=notice.text, places=notice.places)
         else:
             console.print(f"warning: {notice}", highlight=False, markup=False, soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        """Of one render among several."""
+        if self.json:
+            emit("error", message=text)
+        else:
+            console.print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, job: "Job", where: str) -> None:
+        reader, (H, W) = job.reader, job.layout.frame
+        rate = float(job.rates.playing)
+        slow = f", {float(job.rates.slowdown):g} times as long" if job.rates.slowdown != 1 else ""
+        h, w = job.layout.region[2:]
+        bars = f" (a picture of {w}x{h} with black bars)" if (h, w) != (H, W) else ""
+        self.say(
+            f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H}{bars} at {rate:g}/s{slow}, {where}",
+            "start",
+            input=str(job.input),
+            output=str(job.output),
+            width=W,
+            height=H,
+            fps=rate,
+            total=job.expected,
+        )
+
+    def finish(self, rendered: "Rendered") -> None:
+        (H, W), rate, frames = rendered.size, float(rendered.rate), rendered.frames
+        noun = "frame" if frames == 1 else "frames"
+        self.say(
+            f"wrote {frames} {noun} to {rendered.output}: {W}x{H} at {rate:g}/s, {frames / rate:.2f} s long, "
+            f"in {clock(rendered.seconds)} ({frames / max(rendered.seconds, 1e-9):.2f} frames/s)",
+            "finished",
+            output=str(rendered.output),
+            frames=frames,
+            width=W,
+            height=H,
+            fps=rate,
+            seconds=round(rendered.seconds, 3),
+            warnings=len(rendered.warnings),
+        )
 
     @contextmanager
     def progress(self) -> Iterator["Watch"]:

@@ -1,32 +1,15 @@
 """``stif-rt render``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights, parse_size
-from stif_rt.cli.progress import Reporter, clock
-from stif_rt.cli.signals import stopped_by_signals
-from stif_rt.dtypes import dtype_name
-from stif_rt.video.options import (
-    DEINTERLACE,
-    IMAGE_FORMATS,
-    TONEMAPS,
-    Cancellation,
-    Cancelled,
-    RenderOptions,
-)
+from stif_rt.cli.arguments import pair_up, render_options
+from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
+from stif_rt.cli.progress import Reporter
+from stif_rt.cli.rendering import Run, run_shard
 
-if TYPE_CHECKING:
-    from stif_rt.runtime import Runtime
-    from stif_rt.video.job import Job
-    from stif_rt.video.run import Rendered
-
-WITH_WARNINGS = 3
-"""Exit status of a render that is complete, but had something to warn of."""
 SIZE, TIME, PICTURES, FILE, RUN = "Size", "Time", "Pictures", "Output file", "Running"
 EPILOG = """
 Examples:
@@ -137,6 +120,9 @@ def render(
         str | None,
         option("Encode sound by this encoder, such as aac; by default only what the file cannot hold.", panel=FILE),
     ] = None,
+    slow_audio: Annotated[
+        str, option("In slow motion: stretch (the pitch stays; the default) or drop.", panel=FILE)
+    ] = "stretch",
     overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
     resume: Annotated[
         bool, option("Go on with what an earlier run has finished, whatever ended it.", "--resume", panel=RUN)
@@ -144,6 +130,18 @@ def render(
     segment_frames: Annotated[
         int | None, option("Output frames of a segment, which a stop can cost; 256.", min=1, panel=RUN)
     ] = None,
+    jobs: Annotated[
+        int,
+        option(
+            "Processes that share the work: one for each GPU, or for some of the cores.",
+            "--jobs",
+            "-j",
+            min=1,
+            panel=RUN,
+        ),
+    ] = 1,
+    plan: Annotated[Path | None, option("Work on a plan that stif-rt plan has made ...", panel=RUN)] = None,
+    shard: Annotated[int | None, option("... on this part of it, counted from 0.", min=0, panel=RUN)] = None,
     strict: Annotated[bool, option("Make errors of warnings.", "--strict", panel=RUN)] = False,
     progress: Annotated[
         str, option("auto (a bar on a terminal, else lines), plain (lines), json (a line each).", panel=RUN)
@@ -159,214 +157,16 @@ def render(
     ] = 1,
 ) -> None:
     """Render a video at another size and frame rate."""
+    given = dict(locals())
     reporter = Reporter(progress, quiet)  # type: ignore[arg-type]  # it checks the name
-    tasks = pair_up(paths or [], inputs or [], output)
-    width, height = chosen_size(size, width, height)
-    options = {
-        "scale": scale,
-        "width": width,
-        "height": height,
-        "fit": fit,
-        "region": None if region is None else integers(region, 4, "--region", "X,Y,WIDTH,HEIGHT"),
-        "time_scale": time_scale,
-        "fps": fps,
-        "slow_motion": slow_motion,
-        "start": start,
-        "end": end,
-        "input_fps": input_fps,
-        "max_gap": max_gap,
-        "cuts": cuts,
-        "cut_threshold": cut_threshold,
-        "keep_frames": keep_frames,
-        "square_pixels": square_pixels,
-        "deinterlace": one_of(deinterlace, DEINTERLACE, "--deinterlace"),
-        "tonemap": tonemap and one_of(tonemap, TONEMAPS, "--tonemap"),
-        "pix_fmt": pix_fmt,
-        "image_format": one_of(image_format, IMAGE_FORMATS, "--image-format"),
-        "audio": audio,
-        "codec": codec,
-        "audio_codec": audio_codec,
-        "crf": crf,
-        "preset": preset,
-        "encoder_options": dict(assignment(text, "-e") for text in encoder_option or []),
-        "strict": strict,
-    }
-    if segment_frames is not None:
-        options["segment_frames"] = segment_frames
-    machine = {
-        "device": device,
-        "dtype": dtype,
-        "kernels": kernels,
-        "encoder": encoder,
-        "max_memory": int(max_memory * 2**30),
-    }
-    run = Run(tasks, RenderOptions(**options), weights, machine, overwrite, resume, reporter)  # type: ignore[arg-type]
-    status = run.all()
+    machine = {name: given[name] for name in ("device", "dtype", "kernels", "encoder")}
+    machine["max_memory"] = int(max_memory * 2**30)
+    if plan is not None:
+        if shard is None or paths or inputs or output:
+            raise typer.BadParameter("--plan needs --shard, and no input or output: the plan has them")
+        status = run_shard(plan, shard, machine, reporter)
+    else:
+        tasks = pair_up(paths or [], inputs or [], output)
+        status = Run(tasks, render_options(given), weights, machine, overwrite, resume, jobs, reporter).all()
     if status:
         raise typer.Exit(status)
-
-
-def one_of(value: str, known: Sequence[str], option: str) -> str:
-    """The value of an option. ValueError for one that is not known."""
-    if value not in known:
-        raise ValueError(f"{option} {value}: there are {', '.join(known)}")
-    return value
-
-
-def pair_up(paths: list[Path], inputs: list[Path], output: Path | None) -> list[tuple[Path, Path]]:
-    """(input, output) of every render, from the positional arguments and -i and -o."""
-    sources = [*inputs, *paths]
-    if output is None:
-        if len(paths) + len(inputs) < 2 or not paths:
-            raise typer.BadParameter("give an input and an output; stif-rt render --help has examples")
-        output = sources.pop()
-    if not sources:
-        raise typer.BadParameter("give an input")
-    if len(sources) == 1:
-        return [(sources[0], output)]
-    if output.suffix and not output.is_dir():
-        raise ValueError(f"{len(sources)} inputs need a folder as output, not {output}")
-    from stif_rt.video.encoding import CODECS
-
-    def target(source: Path) -> Path:
-        if source.is_dir():
-            return output / source.resolve().name
-        return output / (source.name if source.suffix.lower() in CODECS else f"{source.stem}.mp4")
-
-    tasks = [(source, target(source)) for source in sources]
-    names = [target for _, target in tasks]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two inputs would both become {twice}; render them one by one")
-    return tasks
-
-
-def chosen_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """(width, height) from all the ways to ask for them; None where the input's shape decides."""
-    if size is not None:
-        if width is not None or height is not None:
-            raise ValueError("give either --size or --width and --height, not both")
-        width, height = parse_size(size, "--size")
-    return (None if width == -1 else width), (None if height == -1 else height)
-
-
-def assignment(text: str, option: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{option} {text}: give KEY=VALUE")
-    return key, value
-
-
-def integers(text: str, count: int, option: str, form: str) -> tuple[int, ...]:
-    """``count`` whole numbers with commas between them."""
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count:
-        raise ValueError(f"{option} {text}: give {form}")
-    return numbers
-
-
-@dataclass
-class Run:
-    """One call of the command: perhaps several renders with one runtime."""
-
-    tasks: list[tuple[Path, Path]]
-    options: RenderOptions
-    weights: Path | None
-    machine: dict[str, Any]
-    overwrite: bool
-    resume: bool
-    reporter: Reporter
-
-    def all(self) -> int:
-        """Renders everything; returns the exit status."""
-        from stif_rt.runtime import Runtime
-
-        folder = self.tasks[0][1].parent
-        if len(self.tasks) > 1 and folder.parent.is_dir():
-            folder.mkdir(exist_ok=True)
-        runtime: Runtime | None = None
-        failures = warnings = 0
-        with stopped_by_signals(self._announce) as cancel:
-            for source, target in self.tasks:
-                try:
-                    job = self._job(source, target)
-                    runtime = runtime or Runtime.load(self.weights, **self.machine)
-                    warnings += self._one(job, runtime, cancel)
-                except Cancelled:
-                    self._tell_what_is_kept(target)
-                    return 130
-                except SystemExit:
-                    self._tell_what_is_kept(target)
-                    raise
-                except (ValueError, OSError, RuntimeError) as error:
-                    self._tell_what_is_kept(target)
-                    if len(self.tasks) == 1:
-                        raise
-                    failures += 1
-                    self.reporter.say(f"error: {source}: {error}", "error", input=str(source), message=str(error))
-        return 1 if failures else WITH_WARNINGS if warnings else 0
-
-    def _job(self, source: Path, target: Path) -> "Job":
-        from stif_rt.video.job import make_job
-
-        return make_job(source, target, self.options, self.overwrite)
-
-    def _one(self, job: "Job", runtime: "Runtime", cancel: Cancellation) -> int:
-        """One render; returns the number of its warnings."""
-        from stif_rt.video.run import run_job
-
-        self._start(job, runtime)
-        with self.reporter.progress() as watch:
-            rendered = run_job(job, runtime, self.weights, self.overwrite, self.resume, watch, cancel)
-            watch.stop(rendered.frames)
-        for notice in rendered.warnings:
-            self.reporter.warn(notice)
-        self._finish(rendered)
-        return len(rendered.warnings)
-
-    def _start(self, job: "Job", runtime: "Runtime") -> None:
-        reader, (H, W) = job.reader, job.layout.frame
-        rate = float(job.rates.playing)
-        slow = f", {float(job.rates.slowdown):g} times as long" if job.rates.slowdown != 1 else ""
-        self.reporter.say(
-            f"{reader.width}x{reader.height} at {float(reader.rate):g}/s -> {W}x{H} at {rate:g}/s{slow}, "
-            f"{runtime.device}, {dtype_name(runtime.dtype)}",
-            "start",
-            input=str(job.input),
-            output=str(job.output),
-            width=W,
-            height=H,
-            fps=rate,
-            total=job.expected,
-        )
-
-    def _finish(self, rendered: "Rendered") -> None:
-        (H, W), rate, frames = rendered.size, float(rendered.rate), rendered.frames
-        noun = "frame" if frames == 1 else "frames"
-        self.reporter.say(
-            f"wrote {frames} {noun} to {rendered.output}: {W}x{H} at {rate:g}/s, {frames / rate:.2f} s long, "
-            f"in {clock(rendered.seconds)} ({frames / max(rendered.seconds, 1e-9):.2f} frames/s)",
-            "finished",
-            output=str(rendered.output),
-            frames=frames,
-            width=W,
-            height=H,
-            fps=rate,
-            seconds=round(rendered.seconds, 3),
-            warnings=len(rendered.warnings),
-        )
-
-    def _announce(self, text: str) -> None:
-        self.reporter.say(text, "stopping", message=text)
-
-    def _tell_what_is_kept(self, target: Path) -> None:
-        from stif_rt.video.workspace import workspace_path
-
-        folder = workspace_path(target)
-        if folder.is_dir():
-            self.reporter.say(
-                f"what is finished is kept in {folder}; --resume goes on with it", "kept", folder=str(folder)
-            )

@@ -59,7 +59,7 @@ class Job:
 
     def pairs(self, first: int = 0, stop: int | None = None) -> Iterator[Pair]:
         """The input's pairs for the output frames from ``first`` to ``stop``, excluded; None for the end."""
-        stop = self.stop if stop is None or self.stop is None else min(stop, self.stop)
+        stop = min((number for number in (stop, self.stop) if number is not None), default=None)
         begin = self.start + first / self.rates.sampling
         end = None if stop is None else self.start + stop / self.rates.sampling
         frames = self.reader.read(begin, end, CONTEXT)
@@ -133,8 +133,11 @@ def _cuts(options: RenderOptions, reader: Reader) -> Cuts:
     return functools.partial(detected_cuts, threshold=threshold)
 
 
-def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str, Any]:
-    """What two runs must agree in to work on the same segments, as JSON has it."""
+def describe(job: Job, runtime: Runtime | None, weights: str | Path | None) -> dict[str, Any]:
+    """What two runs must agree in to work on the same segments, as JSON has it.
+
+    Without a runtime, as for several processes, its dtype is left open.
+    """
     source = job.input.resolve()
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     identity = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
@@ -145,7 +148,7 @@ def describe(job: Job, runtime: Runtime, weights: str | Path | None) -> dict[str
         "output": str(job.output.absolute()),
         "options": asdict(job.options),
         "weights": _weights_identity(weights),
-        "dtype": dtype_name(runtime.dtype),
+        "dtype": None if runtime is None else dtype_name(runtime.dtype),
     }
     return json.loads(json.dumps(description, default=str))
 
@@ -164,6 +167,8 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     said = []
     for key in ours.keys() | theirs.keys():
         a, b = theirs.get(key), ours.get(key)
+        if key == "dtype" and None in (a, b):
+            continue  # several processes may differ in it
         if isinstance(a, dict) and isinstance(b, dict):
             said += [f"{name} was {a.get(name)}, is {b.get(name)}" for name in a | b if a.get(name) != b.get(name)]
         elif a != b:

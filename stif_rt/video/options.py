@@ -15,6 +15,9 @@ Deinterlace = Literal["auto", "on", "off"]
 Tonemap = Literal["clip", "mobius", "bt2390"]
 ImageFormat = Literal["png", "tiff", "exr"]
 DEINTERLACE, TONEMAPS, IMAGE_FORMATS = (get_args(names) for names in (Deinterlace, Tonemap, ImageFormat))
+SLOW_AUDIO = get_args(SlowAudio)
+CUTS = ("auto", "none")
+"""Values of ``cuts`` that are not the name of a file."""
 
 
 @dataclass(frozen=True)

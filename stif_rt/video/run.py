@@ -104,7 +104,7 @@ def run_job(
     started = time.perf_counter()
     with open_workspace(job.output, job.suffix) as workspace:
         check_encoding(job, workspace)
-        streams = other_streams(job) if job.as_video else nothing_else  # what cannot be kept is said at the start
+        streams = other_streams(job)
         prepare(workspace, describe(job, runtime, weights), overwrite, resume)
         length = job.options.segment_frames
         resumed = len(workspace.finished()) * length
@@ -112,16 +112,26 @@ def run_job(
         def report(frames: int) -> None:
             progress(Progress("rendering", frames, job.expected, time.perf_counter() - started, resumed))
 
-        job.reader.device = runtime.device
-        render_pair = NetworkRenderer(runtime, job.layout, job.encoding.components, job.options.keep_frames)
+        render_pair = renderer(job, runtime)
         done = workspace.finished()
         for gap in missing_runs(done, range(max(done, default=-1) + 1)):
             render_range(job, workspace, render_pair, gap.start * length, gap.stop * length, report, cancel)
         render_range(job, workspace, render_pair, (max(done, default=-1) + 1) * length, None, report, cancel)
         frames = join(job, workspace, overwrite, streams)
         workspace.delete()
+    return rendered(job, frames, started)
+
+
+def rendered(job: Job, frames: int, started: float) -> Rendered:
+    """What a job has written that began at ``started`` on the performance counter."""
     seconds = time.perf_counter() - started
     return Rendered(job.output, frames, job.layout.frame, job.rates.playing, seconds, tuple(job.reader.notices))
+
+
+def renderer(job: Job, runtime: Runtime) -> PairRenderer:
+    """Renders the pairs of a job by a runtime."""
+    job.reader.device = runtime.device
+    return NetworkRenderer(runtime, job.layout, job.encoding.components, job.options.keep_frames)
 
 
 def prepare(workspace: Workspace, description: dict[str, Any], overwrite: bool, resume: bool) -> None:
@@ -236,7 +246,7 @@ def join(job: Job, workspace: Workspace, overwrite: bool, streams: OpenStreams, 
 def other_streams(job: Job) -> OpenStreams:
     """What the input holds besides its pictures, for the container of the output. What cannot be kept is noticed."""
     reader = job.reader
-    if not isinstance(reader, VideoReader):
+    if not isinstance(reader, VideoReader) or not job.as_video:
         return nothing_else
     options = StreamOptions(
         audio=job.options.audio,

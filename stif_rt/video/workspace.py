@@ -16,6 +16,7 @@ SUFFIX = ".segments"
 NAME_MAX = 255
 """Bytes that file systems allow for one name."""
 JOB = "job.json"
+PLAN = "plan.json"
 PARTIAL = "partial-"
 """Start of the names of unfinished files; whoever holds the lock may delete those of others."""
 
@@ -89,19 +90,30 @@ class Workspace:
             flush_to_disk(path)
             path.replace(self.path / JOB)
 
+    def claim(self, job: dict[str, Any]) -> None:
+        """Makes a workspace that several processes share one of their job. ValueError where it is another one's."""
+        earlier = self.job()
+        if earlier is not None and earlier != job:
+            raise ValueError(f"{self.path} holds segments of another render; finish that one, or delete the folder")
+        if earlier is None:
+            with self.temporary(JOB) as path:
+                path.write_text(json.dumps(job, indent=1), "utf-8")
+                path.replace(self.path / JOB)  # the others write the same
+
     def delete(self) -> None:
         """Removes the folder with all in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def open_workspace(target: Path, suffix: str, shard: int | None = None) -> Iterator[Workspace]:
+def open_workspace(target: Path, suffix: str, shard: int | None = None, keep: bool = False) -> Iterator[Workspace]:
     """The workspace of ``target``, locked; made where there is none, and removed again where nothing was finished.
 
     Args:
         target: the output.
         suffix: of segments: that of a video file, or "" for folders of images.
         shard: the number of this process, where several work on different segments at once; None to have it alone.
+        keep: leave the folder even if nothing is finished.
 
     Raises:
         Busy: another process works on the same output, or on the same shard.
@@ -134,7 +146,7 @@ def open_workspace(target: Path, suffix: str, shard: int | None = None) -> Itera
             try:
                 yield workspace
             finally:
-                if path.is_dir() and shard is None and not workspace.finished():
+                if path.is_dir() and shard is None and not keep and not workspace.finished():
                     workspace.delete()
             return
 
@@ -144,7 +156,7 @@ def _is_workspace(path: Path) -> bool:
     if not path.is_dir() or path.is_symlink():
         return False
     return all(
-        child.name == JOB or child.suffix == ".lock" or child.name.startswith(PARTIAL) or child.stem.isdigit()
+        child.name in (JOB, PLAN) or child.suffix == ".lock" or child.name.startswith(PARTIAL) or child.stem.isdigit()
         for child in path.iterdir()
     )
 

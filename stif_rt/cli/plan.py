@@ -1,0 +1,81 @@
+"""``stif-rt plan`` and ``stif-rt join``: a render divided among processes."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from stif_rt.cli.arguments import pair_up, render_options
+from stif_rt.cli.progress import Reporter
+from stif_rt.cli.render import RUN, option, render
+from stif_rt.cli.rendering import WITH_WARNINGS
+
+NOT_OF_A_PLAN = ("device", "dtype", "kernels", "encoder", "max_memory", "resume", "jobs", "shard", "plan")
+"""Options of a render that are those of each process, not of the plan."""
+
+
+def plan(**given: Any) -> None:
+    """Divide a render among several processes, which may run on several machines that share the files.
+
+    Run `stif-rt render --plan PLAN --shard K` for every K from 0, in any order, at once or not; again for one that was
+    stopped. Then `stif-rt join PLAN`.
+    """
+    from stif_rt.video.job import make_job
+    from stif_rt.video.shards import write_plan
+
+    reporter = Reporter(given["progress"], given["quiet"])
+    tasks = pair_up(given["paths"] or [], given["inputs"] or [], given["output"])
+    if len(tasks) > 1:
+        raise typer.BadParameter("a plan is about one input")
+    source, target = tasks[0]
+    path = given["plan"] or target.with_name(f"{target.name}.plan.json")
+    job = make_job(source, target, render_options(given), given["overwrite"])
+    frames = write_plan(job, given["weights"], given["shards"], path, given["overwrite"])
+    reporter.say(
+        f"{path}: {frames} frames in {given['shards']} shards",
+        "plan",
+        plan=str(path),
+        frames=frames,
+        shards=given["shards"],
+    )
+
+
+def _signature() -> inspect.Signature:
+    """That of ``render``, with what a plan has instead of what a process has."""
+    hints = get_type_hints(render, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    kept = [
+        parameter.replace(kind=keyword, annotation=hints[name])
+        for name, parameter in inspect.signature(render).parameters.items()
+        if name not in NOT_OF_A_PLAN
+    ]
+    shards = Annotated[int, option("Number of processes.", min=1, panel=RUN)]
+    path = Annotated[Path | None, option("File for the plan; OUTPUT.plan.json.", panel=RUN)]
+    own = [
+        inspect.Parameter("shards", keyword, default=2, annotation=shards),
+        inspect.Parameter("plan", keyword, default=None, annotation=path),
+    ]
+    return inspect.Signature([*kept, *own])
+
+
+plan.__signature__ = _signature()  # type: ignore[attr-defined]
+plan.__annotations__ = {name: parameter.annotation for name, parameter in _signature().parameters.items()}
+
+
+def join(
+    plan: Annotated[Path, typer.Argument(help="A plan whose shards are rendered.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace an output that exists.")] = False,
+    progress: Annotated[str, typer.Option(help="auto, plain or json.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")] = False,
+) -> None:
+    """Join what the processes of a plan have rendered, without encoding it again."""
+    from stif_rt.video.shards import join_plan, read_plan
+
+    reporter = Reporter(progress, quiet)  # type: ignore[arg-type]  # it checks the name
+    rendered = join_plan(read_plan(plan), overwrite)
+    for notice in rendered.warnings:
+        reporter.warn(notice)
+    reporter.finish(rendered)
+    if rendered.warnings:
+        raise typer.Exit(WITH_WARNINGS)

@@ -1,0 +1,147 @@
+"""The work of ``stif-rt render`` and its relatives, and what they say of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stif_rt.cli.progress import Reporter
+from stif_rt.cli.signals import stopped_by_signals
+from stif_rt.dtypes import dtype_name
+from stif_rt.video.options import Cancellation, Cancelled, RenderOptions
+
+if TYPE_CHECKING:
+    from stif_rt.runtime import Runtime
+    from stif_rt.video.job import Job
+    from stif_rt.video.run import Rendered
+
+WITH_WARNINGS = 3
+"""Exit status of a render that is complete, but had something to warn of."""
+
+
+@dataclass
+class Run:
+    """One call of the command: perhaps several renders with one runtime.
+
+    tasks: (input, output) of each. machine: arguments of ``Runtime.load``. jobs: processes that work on each render.
+    """
+
+    tasks: list[tuple[Path, Path]]
+    options: RenderOptions
+    weights: Path | None
+    machine: dict[str, Any]
+    overwrite: bool
+    resume: bool
+    jobs: int
+    reporter: Reporter
+
+    def all(self) -> int:
+        """Renders everything; returns the exit status."""
+        folder = self.tasks[0][1].parent
+        if len(self.tasks) > 1 and folder.parent.is_dir():
+            folder.mkdir(exist_ok=True)
+        runtime: Runtime | None = None
+        failures = warnings = 0
+        with stopped_by_signals(self._announce) as cancel:
+            for source, target in self.tasks:
+                try:
+                    with self._job(source, target) as job:
+                        if self.jobs > 1:
+                            rendered = self._in_processes(job, cancel)
+                        else:
+                            runtime = runtime or self.load()
+                            rendered = self._here(job, runtime, cancel)
+                    warnings += len(rendered.warnings)
+                    self.reporter.finish(rendered)
+                except Cancelled:
+                    return 130
+                except (ValueError, OSError, RuntimeError) as error:
+                    if len(self.tasks) == 1:
+                        raise
+                    failures += 1
+                    self.reporter.error(f"{source}: {error}")
+        return 1 if failures else WITH_WARNINGS if warnings else 0
+
+    def load(self) -> "Runtime":
+        from stif_rt.runtime import Runtime
+
+        return Runtime.load(self.weights, **self.machine)
+
+    @contextmanager
+    def _job(self, source: Path, target: Path) -> "Iterator[Job]":
+        """A render; however it ends, what was wrong with its input is said, and what is kept of it."""
+        from stif_rt.video.job import make_job
+        from stif_rt.video.workspace import workspace_path
+
+        job = make_job(source, target, self.options, self.overwrite)
+        try:
+            yield job
+        finally:
+            for notice in job.reader.notices:
+                self.reporter.warn(notice)
+            job.reader.close()
+            folder = workspace_path(target)
+            if folder.is_dir() and self.resume_is_possible(folder):
+                text = f"what is finished is kept in {folder}; --resume goes on with it"
+                self.reporter.say(text, "kept", folder=str(folder))
+
+    @staticmethod
+    def resume_is_possible(folder: Path) -> bool:
+        return any(path.stem.isdecimal() for path in folder.iterdir())
+
+    def _here(self, job: "Job", runtime: "Runtime", cancel: Cancellation) -> "Rendered":
+        from stif_rt.video.run import run_job
+
+        self.reporter.start(job, f"{runtime.device}, {dtype_name(runtime.dtype)}")
+        with self.reporter.progress() as watch:
+            rendered = run_job(job, runtime, self.weights, self.overwrite, self.resume, watch, cancel)
+            watch.stop(rendered.frames)
+        return rendered
+
+    def _in_processes(self, job: "Job", cancel: Cancellation) -> "Rendered":
+        from stif_rt.video.shards import run_jobs
+
+        devices = every_gpu() if self.machine["device"] in ("auto", "cuda") else [self.machine["device"]]
+        names = ("dtype", "kernels", "encoder")
+        arguments = [text for name in names for text in (f"--{name}", str(self.machine[name]))]
+        arguments += ["--max-memory", str(self.machine["max_memory"] / 2**30)]
+        self.reporter.start(job, f"{self.jobs} processes on {', '.join(devices)}")
+        with self.reporter.progress() as watch:
+            rendered = run_jobs(
+                job, self.weights, self.jobs, arguments, devices, self.overwrite, self.resume, watch, cancel
+            )
+            watch.stop(rendered.frames)
+        return rendered
+
+    def _announce(self, text: str) -> None:
+        self.reporter.say(text, "stopping", message=text)
+
+
+def every_gpu() -> list[str]:
+    """The devices for several processes: all GPUs, else the CPU."""
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def run_shard(path: Path, shard: int, machine: dict[str, Any], reporter: Reporter) -> int:
+    """Renders one shard of a plan; returns the exit status."""
+    from stif_rt.runtime import Runtime
+    from stif_rt.video.shards import read_plan, render_shard
+
+    plan = read_plan(path)
+
+    def announce(text: str) -> None:
+        reporter.say(text, "stopping", message=text)
+
+    with stopped_by_signals(announce) as cancel:
+        runtime = Runtime.load(plan["weights"], **machine)
+        try:
+            with reporter.progress() as watch:
+                frames = render_shard(plan, shard, runtime, watch, cancel)
+                watch.stop(frames)
+        except Cancelled:
+            return 130
+    reporter.say(f"shard {shard}: {frames} frames are finished", "shard", shard=shard, frames=frames)
+    return 0

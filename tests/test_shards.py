@@ -1,0 +1,133 @@
+"""A render divided among processes equals the same render by one."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from helpers.command_line import call, read
+from helpers.videos import picture, write_images, write_video
+
+from stif_rt.model.checkpoints import save_model
+from stif_rt.video.job import make_job
+from stif_rt.video.options import RenderOptions
+from stif_rt.video.shards import count_frames
+from stif_rt.video.workspace import workspace_path
+
+SIZE = (36, 64)
+OPTIONS = ["--scale", 1.5, "--time-scale", 3, "--segment-frames", 4]
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_model, tmp_path / "w.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments, status=0):
+        ended, _, err = call(monkeypatch, capsys, *arguments)
+        assert ended == status, err
+        return err
+
+    return run
+
+
+def images(path):
+    return [frame.image for frame in read(path)[1]]
+
+
+@pytest.mark.parametrize(("kind", "target"), [("video", "out.mp4"), ("images", "out")])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shards_in_any_order_equal_one_run(folder, run, kind, target, order):
+    pictures = [picture(n, SIZE) for n in range(6)]
+    if kind == "video":
+        write_video(folder / "in.mp4", pictures, Fraction(10), sound=True)
+    else:
+        write_images(folder / "in", pictures)
+    source = "in.mp4" if kind == "video" else "in"
+    run("render", source, f"whole{target}", "--weights", "w.safetensors", *OPTIONS)
+    said = run("plan", source, target, "--weights", "w.safetensors", *OPTIONS, "--shards", 3, "--plan", "p.json")
+    assert "18 frames in 3 shards" in said
+    for shard in order:
+        assert f"{(4, 8, 6)[shard]} frames are finished" in run("render", "--plan", "p.json", "--shard", shard)
+    said = run("join", "p.json")
+    assert f"wrote 18 frames to {folder / target}" in said
+    ours, whole = images(folder / target), images(folder / f"whole{target}")
+    assert len(ours) == len(whole) == 18
+    assert all(np.array_equal(a, b) for a, b in zip(ours, whole, strict=True))
+    assert not workspace_path(folder / target).exists()
+
+
+def test_a_finished_shard_is_not_rendered_again(folder, run, monkeypatch):
+    write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
+    run("plan", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--shards", 1)
+    run("render", "--plan", "out.plan.json", "--shard", 0)
+    monkeypatch.setattr("stif_rt.video.shards.render_range", lambda *arguments: pytest.fail("rendered again"))
+    assert "9 frames are finished" in run("render", "--plan", "out.plan.json", "--shard", 0)
+
+
+def test_local_processes_equal_one_run(folder, run):
+    write_video(folder / "in.mp4", [picture(n, SIZE) for n in range(6)], Fraction(10), sound=True)
+    common = ["--weights", "w.safetensors", *OPTIONS, "--device", "cpu"]
+    run("render", "in.mp4", "whole.mp4", *common)
+    assert "wrote 18 frames" in run("render", "in.mp4", "out.mp4", *common, "--jobs", 2)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(images(folder / "out.mp4"), images(folder / "whole.mp4"), strict=True)
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["in.mp4", "out.mp4", "w.safetensors", "whole.mp4"]
+
+
+def test_a_process_that_fails_is_explained(folder, run):
+    write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
+    said = run("render", "in", "out", "--weights", "w.safetensors", "--jobs", 2, "--kernels", "magic", status=1)
+    assert "2 of 2 processes failed" in said
+    assert "magic" in said
+    assert sorted(path.name for path in folder.iterdir()) == ["in", "w.safetensors"]
+
+
+@pytest.fixture
+def planned(folder, run):
+    write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
+    run("plan", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--shards", 2)
+    return folder / "out.plan.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["render", "--plan", "out.plan.json", "--shard", 2], 1, "the plan has shards 0 to 1"),
+        (["render", "--plan", "out.plan.json"], 2, "--plan needs --shard"),
+        (["render", "in", "out", "--plan", "out.plan.json", "--shard", 0], 2, "no input or output"),
+        (["render", "--plan", "w.safetensors", "--shard", 0], 1, "is not a plan"),
+        (["render", "--plan", "nothing.json", "--shard", 0], 1, "nothing.json"),
+        (["join", "out.plan.json"], 1, "3 of 3 segments are not rendered yet"),
+        (["plan", "in", "out", "--shards", 0], 2, "shards"),
+        (["plan", "in", "out", "--shards", 2], 1, "out.plan.json exists; give --overwrite"),
+        (["plan", "nowhere", "other"], 1, "nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_explained(planned, run, arguments, status, said):
+    assert said in run(*arguments, status=status)
+
+
+def test_input_that_has_changed_is_noticed(planned, run, folder):
+    write_images(folder / "more", [picture(9, SIZE)])
+    (folder / "more" / "000.png").rename(folder / "in" / "009.png")
+    assert "is not what it was when the plan was made" in run("render", "--plan", planned, "--shard", 0, status=1)
+
+
+def test_damaged_plan(planned, run):
+    plan = json.loads(planned.read_text())
+    for damaged in ("", "[]", json.dumps(plan | {"format": 99}), json.dumps({"format": 1})):
+        planned.write_text(damaged)
+        assert "is not a plan" in run("join", planned, status=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"fps": 7}, {"start": 0.15}, {"end": 0.33, "time_scale": 4}, {"start": 0.39}])
+def test_frames_are_counted_exactly(folder, options):
+    write_video(folder / "in.mkv", [picture(n) for n in range(4)], times=[Fraction(n, 1000) for n in (0, 70, 250, 400)])
+    job = make_job(folder / "in.mkv", folder / "out.mkv", RenderOptions(**options))
+    assert count_frames(job) == sum(len(pair.times) for pair in job.pairs()) > 0
