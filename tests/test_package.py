@@ -1,3 +1,4 @@
+import ast
 import os
 import shutil
 import subprocess
@@ -52,3 +53,15 @@ def test_bundled_weights_render_a_moving_edge():
     assert (middle[:, 16:-16, 120:] - 0.8).abs().max() < 0.08
     crossing = (middle[:, 16:-16].mean((0, 1)) > 0.5).float().argmax().item()
     assert abs(crossing - 88) <= 6
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)
+def test_no_test_module_imports_another(path):
+    """What several share is in ``helpers``."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    assert not [name for name in imported if name.split(".")[-1].startswith(("test_", "conftest"))]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import typer
 
-from stif_rt.cli.options import Device
+from stif_rt.cli.options import MAX_CACHE, Device, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.clips import load_clips, load_pictures
 from stif_rt.evaluation.methods import runtime_method
@@ -71,6 +71,7 @@ def train(
     config: Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}.")] = "stif",
     start_from: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded frames, else OUTPUT/cache.")] = None,
+    max_cache: MaxCache = MAX_CACHE,
     downscale: Annotated[
         float, typer.Option(min=0.1, help="Shrink clips by this before use, to shed compression.")
     ] = 1,
@@ -96,8 +97,9 @@ def train(
     chosen = choose_device(device)
     frames = cache or output / "cache"
     console.print(f"decoded frames are kept in {frames}", highlight=False, soft_wrap=True)
-    clips = load_clips(data, frames, downscale)
-    held_out = load_clips(validation, frames, downscale) if validation else []
+    most_bytes = parse_bytes(max_cache, "--max-cache")
+    clips = load_clips(data, frames, downscale, most_bytes)
+    held_out = load_clips(validation, frames, downscale, most_bytes) if validation else []
     stills = [image for path in pictures or [] for image in load_pictures(path)]
     torch.manual_seed(options.seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
