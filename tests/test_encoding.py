@@ -1,5 +1,6 @@
 """From file to file without a network: what the pictures go through on their way is exact, and nothing is mistagged."""
 
+import contextlib
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from stif_rt.video.colour import BT709, BT2020, IDENTITY, PQ, SMPTE170M, Colour, Picture, from_rgb, to_image, to_rgb
 from stif_rt.video.conversion import what_is_lost
 from stif_rt.video.encoding import choose_encoding, choose_image_encoding
-from stif_rt.video.matroska import display_size
+from stif_rt.video.matroska import display_size, write_pixel_shape
 from stif_rt.video.notices import Notices
 from stif_rt.video.planes import layout, unpack
 from stif_rt.video.reader import open_reader
@@ -279,8 +280,8 @@ def test_shape_of_pixels_is_in_every_container(tmp_path, suffix, ratio):
     if suffix in (".mkv", ".webm"):
         data = (tmp_path / f"out{suffix}").read_bytes()
         width, height = display_size(64, 48, ratio)
-        assert b"\x54\xb0\x01\x00\x00\x00\x00\x00\x00\x04" + width.to_bytes(4, "big") in data
-        assert b"\x54\xba\x01\x00\x00\x00\x00\x00\x00\x04" + height.to_bytes(4, "big") in data
+        assert b"\x54\xb0\x84" + width.to_bytes(4, "big") in data
+        assert b"\x54\xba\x84" + height.to_bytes(4, "big") in data
     render(tmp_path / "in.mp4", tmp_path / f"square{suffix}", square_pixels=True)
     with av.open(str(tmp_path / f"square{suffix}")) as container:
         stream = container.streams.video[0]
@@ -407,3 +408,26 @@ def test_joined_segments(tmp_path, suffix, colour, pixel_format):
         assert (frame.picture.rgb - expected.rgb).abs().mean() < 0.01
         if colour.alpha:
             assert (frame.picture.alpha - expected.alpha).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("data", [b"", b"no Matroska at all", bytes.fromhex("1a45dfa3808180"), bytes(2000)])
+def test_other_files_are_left_as_they_are(tmp_path, data):
+    (tmp_path / "x.mkv").write_bytes(data)
+    with pytest.raises(ValueError, match="no Matroska file that FFmpeg wrote"):
+        write_pixel_shape(tmp_path / "x.mkv", Fraction(4, 3))
+    assert (tmp_path / "x.mkv").read_bytes() == data
+
+
+def test_damaged_headers_are_refused_or_rewritten(tmp_path):
+    """Bytes flipped anywhere in the header: never another exception, never another length of the file."""
+    write(tmp_path / "whole.mkv", Colour(), "yuv420p")
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for position in generator.integers(0, 600, 3):
+            data[position] = generator.integers(256)
+        (tmp_path / "x.mkv").write_bytes(data)
+        with contextlib.suppress(ValueError):
+            write_pixel_shape(tmp_path / "x.mkv", Fraction(16, 11))
+        assert (tmp_path / "x.mkv").stat().st_size == len(whole)

@@ -103,10 +103,10 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
         codec: FFmpeg's name of the codec, such as ``h264``.
     """
     name = frame.format.name
-    kept = layout(name)
-    rgb = kept.rgb if kept else frame.format.is_rgb or name == "pal8"
-    grey = kept.grey if kept else name.startswith("mono")
-    subsampled = kept.subsampling != (1, 1) if kept else "422" in name
+    storage = layout(name)
+    rgb = storage.rgb if storage else frame.format.is_rgb or name == "pal8"
+    grey = storage.grey if storage else name.startswith("mono")
+    subsampled = storage.subsampling != (1, 1) if storage else "422" in name
     jpeg = name.startswith("yuvj") or codec in ("mjpeg", "webp")
     matrix = frame.colorspace
     if rgb:
@@ -130,7 +130,7 @@ def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
         siting=siting if siting in SITINGS else "left",
         bits=max(component.bits for component in frame.format.components) if name != "pal8" else 8,
         grey=grey,
-        alpha=kept.alpha if kept else name == "pal8",
+        alpha=storage.alpha if storage else name == "pal8",
         mastering=side_data(frame, "MASTERING_DISPLAY_METADATA"),
         light_level=side_data(frame, "CONTENT_LIGHT_LEVEL"),
     )
@@ -144,25 +144,25 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, device: torch.device | str = "c
         colour: What ``describe`` said of the stream's first frame.
         device: Where the tensors shall be; planes are moved there before they are converted.
     """
-    kept, components = unpack(frame, device)
+    storage, components = unpack(frame, device)
     alpha = None
     if "a" in components:
-        alpha = _dequantised(components.pop("a"), kept, Quantisation(0, _largest(kept.bits))).clamp_(0, 1)
+        alpha = _dequantised(components.pop("a"), storage, Quantisation(0, _largest(storage.bits))).clamp_(0, 1)
         if bool((alpha == 1).all()):
             alpha = None
-    luma, chroma = quantisation(kept.bits, colour.full_range or kept.floating)
-    if kept.rgb or colour.matrix == IDENTITY:
-        red, green, blue = (components[c] for c in ("rgb" if kept.rgb else "vyu"))
-        rgb = torch.stack([_dequantised(plane, kept, luma) for plane in (red, green, blue)])
+    luma, chroma = quantisation(storage.bits, colour.full_range or storage.floating)
+    if storage.rgb or colour.matrix == IDENTITY:
+        red, green, blue = (components[c] for c in ("rgb" if storage.rgb else "vyu"))
+        rgb = torch.stack([_dequantised(plane, storage, luma) for plane in (red, green, blue)])
         return Picture(rgb.clamp_(0, 1), alpha)
-    y = _dequantised(components["y"], kept, luma)
-    if kept.grey:
+    y = _dequantised(components["y"], storage, luma)
+    if storage.grey:
         return Picture(y.clamp_(0, 1).expand(3, *y.shape), alpha)
-    first = _first_sample(colour.siting, kept)
+    first = _first_sample(colour.siting, storage)
     h, w = y.shape
     u, v = (
-        enlarge(enlarge(_dequantised(components[c], kept, chroma), 0, h, kept.subsampling[0], first[0]),
-                1, w, kept.subsampling[1], first[1])
+        enlarge(enlarge(_dequantised(components[c], storage, chroma), 0, h, storage.subsampling[0], first[0]),
+                1, w, storage.subsampling[1], first[1])
         for c in "uv"
     )  # fmt: skip
     rgb = y.new_empty(3, h, w)
@@ -184,29 +184,29 @@ def to_components(picture: Picture, colour: Colour, pixel_format: str) -> Compon
         colour: Of the frame to be made; its ``bits`` and ``alpha`` do not matter here, ``grey`` takes the colour out.
         pixel_format: One that ``planes.layout`` knows.
     """
-    kept = layout(pixel_format)
-    if kept is None:
+    storage = layout(pixel_format)
+    if storage is None:
         raise ValueError(f"pixel format {pixel_format} cannot be written")
-    rgb = picture.rgb if kept.alpha else flatten(picture)
+    rgb = picture.rgb if storage.alpha else flatten(picture)
     if colour.grey:
         rgb = _mixed(rgb, [1 / 3] * 3).expand(3, -1, -1)
-    luma, chroma = quantisation(kept.bits, colour.full_range or kept.floating)
+    luma, chroma = quantisation(storage.bits, colour.full_range or storage.floating)
     components = {}
-    if kept.alpha:
+    if storage.alpha:
         alpha = picture.alpha if picture.alpha is not None else rgb.new_ones(rgb.shape[1:])
-        components["a"] = _quantised(alpha, kept, Quantisation(0, _largest(kept.bits)))
-    if kept.rgb or (colour.matrix == IDENTITY and not kept.grey):
-        for letter, plane in zip("rgb" if kept.rgb else "vyu", rgb, strict=True):
-            components[letter] = _quantised(plane, kept, luma)
+        components["a"] = _quantised(alpha, storage, Quantisation(0, _largest(storage.bits)))
+    if storage.rgb or (colour.matrix == IDENTITY and not storage.grey):
+        for letter, plane in zip("rgb" if storage.rgb else "vyu", rgb, strict=True):
+            components[letter] = _quantised(plane, storage, luma)
         return components
     rows = np.linalg.inv(to_rgb_matrix(BT709 if colour.matrix == IDENTITY else colour.matrix)).tolist()
-    components["y"] = _quantised(_mixed(rgb, rows[0]), kept, luma)
-    if not kept.grey:
-        down, across = kept.subsampling
-        first = _first_sample(colour.siting, kept)
+    components["y"] = _quantised(_mixed(rgb, rows[0]), storage, luma)
+    if not storage.grey:
+        down, across = storage.subsampling
+        first = _first_sample(colour.siting, storage)
         for letter, row in zip("uv", rows[1:], strict=True):
             small = reduce(reduce(_mixed(rgb, row), 0, down, first[0]), 1, across, first[1])
-            components[letter] = _quantised(small.clamp_(-0.5, 0.5), kept, chroma)
+            components[letter] = _quantised(small.clamp_(-0.5, 0.5), storage, chroma)
     return components
 
 
@@ -225,9 +225,9 @@ def from_rgb(picture: Picture, colour: Colour, pixel_format: str) -> av.VideoFra
 
 def tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour, pixel_format: str) -> None:
     """Writes what ``colour`` says into a frame or an encoder of a pixel format."""
-    kept = layout(pixel_format)
-    grey = kept is not None and kept.grey
-    rgb = kept is None or kept.rgb
+    storage = layout(pixel_format)
+    grey = storage is not None and storage.grey
+    rgb = storage is None or storage.rgb
     target.colorspace = IDENTITY if rgb else BT709 if colour.matrix == IDENTITY and grey else colour.matrix
     target.color_range = FULL if colour.full_range else LIMITED
     target.color_primaries, target.color_trc = colour.primaries, colour.transfer
@@ -279,18 +279,18 @@ def _largest(bits: int) -> int:
     return 2**bits - 1
 
 
-def _dequantised(values: Tensor, kept: Layout, quantised: Quantisation) -> Tensor:
-    if kept.floating:
+def _dequantised(values: Tensor, storage: Layout, quantised: Quantisation) -> Tensor:
+    if storage.floating:
         return torch.nan_to_num(values.float(), 0.0)
     signal = values.to(torch.float32, copy=True)
     return signal.sub_(quantised.offset).div_(quantised.scale)
 
 
-def _quantised(signal: Tensor, kept: Layout, quantised: Quantisation) -> Tensor:
-    if kept.floating:
+def _quantised(signal: Tensor, storage: Layout, quantised: Quantisation) -> Tensor:
+    if storage.floating:
         return signal.float()
-    values = (signal * quantised.scale).add_(quantised.offset + 0.5).clamp_(0, _largest(kept.bits))
-    return values.to(torch.uint8 if kept.bits == 8 else torch.int32)
+    values = (signal * quantised.scale).add_(quantised.offset + 0.5).clamp_(0, _largest(storage.bits))
+    return values.to(torch.uint8 if storage.bits == 8 else torch.int32)
 
 
 def _mixed(rgb: Tensor, weights: list[float]) -> Tensor:
@@ -298,10 +298,10 @@ def _mixed(rgb: Tensor, weights: list[float]) -> Tensor:
     return (rgb[0] * red).add_(rgb[1], alpha=green).add_(rgb[2], alpha=blue)
 
 
-def _first_sample(siting: str, kept: Layout) -> tuple[float, float]:
+def _first_sample(siting: str, storage: Layout) -> tuple[float, float]:
     """Position of the first chroma sample, (down, across), in luma samples from the first luma sample."""
     down, across = (
         (step - 1) * (0.5 if place is None else place)
-        for place, step in zip(SITINGS[siting], kept.subsampling, strict=True)
+        for place, step in zip(SITINGS[siting], storage.subsampling, strict=True)
     )
     return down, across

@@ -139,21 +139,21 @@ def choose_encoding(
     codec = encoder_name(codec)
     offered = encoder_formats(codec)
     pixel_format = _checked_format(pixel_format, codec, offered) or _default_format(codec, colour, offered)
-    kept = _layout(pixel_format)
+    storage = _layout(pixel_format)
     full_range = colour.full_range and colour.matrix != IDENTITY
     written = dataclasses.replace(
         colour,
-        matrix=IDENTITY if kept.rgb else BT709 if colour.matrix == IDENTITY else colour.matrix,
-        full_range=kept.rgb or pixel_format.startswith("yuvj") or (full_range and not codec.startswith("prores")),
+        matrix=IDENTITY if storage.rgb else BT709 if colour.matrix == IDENTITY else colour.matrix,
+        full_range=storage.rgb or pixel_format.startswith("yuvj") or (full_range and not codec.startswith("prores")),
         siting="left",
-        bits=kept.bits,
-        alpha=kept.alpha,
+        bits=storage.bits,
+        alpha=storage.alpha,
     )
-    if colour.matrix == IDENTITY and not kept.rgb and not colour.hdr:  # images, which hardly ever say so
+    if colour.matrix == IDENTITY and not storage.rgb and not colour.hdr:  # images, which hardly ever say so
         primaries = BT709 if colour.primaries == UNSPECIFIED else colour.primaries
         written = dataclasses.replace(written, primaries=primaries, transfer=BT709)
-    _say_what_is_lost(colour, kept, codec, pixel_format, notices)
-    own = _codec_options(codec, written, CRF if crf is None else crf, kept)
+    _say_what_is_lost(colour, storage, codec, pixel_format, notices)
+    own = _codec_options(codec, written, CRF if crf is None else crf, storage)
     for key, value in (options or {}).items():
         own[key] = f"{own[key]}:{value}" if key.endswith("-params") and key in own else value
     tag = "hvc1" if codec == "libx265" and suffix in HEVC_TAG else None
@@ -180,9 +180,9 @@ def choose_image_encoding(
         pixel_format = wanted[letters]
     pixel_format = _checked_format(pixel_format, codec, offered)
     assert pixel_format is not None
-    kept = _layout(pixel_format)
+    storage = _layout(pixel_format)
     written = dataclasses.replace(
-        colour, matrix=IDENTITY if kept.rgb or kept.grey else colour.matrix, full_range=True, bits=kept.bits
+        colour, matrix=IDENTITY if storage.rgb or storage.grey else colour.matrix, full_range=True, bits=storage.bits
     )
     if codec == "exr":
         written = dataclasses.replace(written, primaries=UNSPECIFIED if not colour.hdr else colour.primaries)
@@ -190,7 +190,7 @@ def choose_image_encoding(
         written = dataclasses.replace(written, primaries=UNSPECIFIED, transfer=UNSPECIFIED)
     elif codec == "tiff":
         notices.add("TIFF files cannot say that their pictures are HDR or of wide gamut; PNG and EXR files can")
-    _say_what_is_lost(colour, kept, codec, pixel_format, notices)
+    _say_what_is_lost(colour, storage, codec, pixel_format, notices)
     return Encoding(codec, pixel_format, written, dict(options or {}))
 
 
@@ -233,9 +233,9 @@ def _exists(name: str) -> bool:
 def _layout(name: str) -> Layout:
     for candidate in (name, f"{name}le", f"{name}be"):
         if _exists(candidate):
-            kept = layout(candidate)
-            assert kept is not None
-            return kept
+            storage = layout(candidate)
+            assert storage is not None
+            return storage
     raise ValueError(f"there is no pixel format {name!r}")
 
 
@@ -250,24 +250,24 @@ def _default_format(codec: str, colour: Colour, offered: list[str]) -> str:
     return next((name for name in wanted if name in offered), offered[0] if offered else wanted[0])
 
 
-def _say_what_is_lost(colour: Colour, kept: Layout, codec: str, pixel_format: str, notices: Notices) -> None:
-    if colour.alpha and not kept.alpha:
+def _say_what_is_lost(colour: Colour, storage: Layout, codec: str, pixel_format: str, notices: Notices) -> None:
+    if colour.alpha and not storage.alpha:
         notices.add(f"{codec} in {pixel_format} has no transparency; transparent pictures are laid on black")
-    if colour.hdr and kept.bits < 10:
+    if colour.hdr and storage.bits < 10:
         notices.add(f"HDR in the 8 bits of {pixel_format} shows steps; give --tonemap, or a format of 10 bits")
     if colour.hdr and (colour.mastering or colour.light_level) and codec not in HDR_PARAMETERS and codec != "png":
         notices.add(f"{codec} does not keep the mastering display and light levels of HDR")
 
 
-def _codec_options(codec: str, colour: Colour, crf: int, kept: Layout) -> dict[str, str]:
+def _codec_options(codec: str, colour: Colour, crf: int, storage: Layout) -> dict[str, str]:
     options = {}
     if codec in ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "libaom-av1"):
         options["crf"] = str(crf)
     elif codec.endswith("_nvenc"):
         options["cq"] = str(crf)
-    if kept.subsampling != (1, 1):
+    if storage.subsampling != (1, 1):
         options["chroma_sample_location"] = colour.siting
-    if codec == "prores_ks" and kept.alpha:
+    if codec == "prores_ks" and storage.alpha:
         options |= {"profile": "4", "alpha_bits": "16"}
     if codec in HDR_PARAMETERS:
         parameters = ["log-level=error"] if codec == "libx265" else []

@@ -1,6 +1,6 @@
 """The shape of pixels in a Matroska or WebM file, which PyAV cannot tell FFmpeg's muxer to write.
 
-It is part of the description of the track, which cannot grow in place. But FFmpeg leaves unused space (a Void element)
+It is part of the description of the track, which cannot grow in start. But FFmpeg leaves unused space (a Void element)
 before it; the elements between that and the end of the description move into it, and nothing behind them moves.
 """
 
@@ -42,7 +42,7 @@ def write_pixel_shape(path: Path, ratio: Fraction) -> None:
         data = file.read(HEADER_BYTES)
         try:
             start, changed = _with_display_size(data, ratio)
-        except (IndexError, StopIteration) as error:
+        except (ArithmeticError, LookupError, RuntimeError, StopIteration, ValueError) as error:
             raise ValueError(f"{path} is no Matroska file that FFmpeg wrote") from error
         file.seek(start)
         file.write(changed)
@@ -83,8 +83,8 @@ def _with_display_size(data: bytes, ratio: Fraction) -> tuple[int, bytes]:
         (position,) = (e for e in _elements(data, entry.content, entry.end) if e.number == SEEK_POSITION)
         value = int.from_bytes(data[position.content : position.end], "big")
         if value in positions:
-            place = slice(position.content - head.start, position.end - head.start)
-            seek_head[place] = (value - growth).to_bytes(position.end - position.content, "big")
+            digits = slice(position.content - head.start, position.end - head.start)
+            seek_head[digits] = (value - growth).to_bytes(position.end - position.content, "big")
     filler = b"\xec\x01" + (left - 9).to_bytes(7, "big") + bytes(left - 9)
     first = next(_elements(data, head.content, head.end))
     if first.number == CRC32:
@@ -99,10 +99,9 @@ def _rewritten(data: bytes, element: Element, ratio: Fraction) -> bytes:
         children = list(_elements(data, element.content, element.end))
         numbers = {e.number: int.from_bytes(data[e.content : e.end], "big") for e in children}
         width, height = display_size(numbers[PIXEL_WIDTH], numbers[PIXEL_HEIGHT], ratio)
-        kept = [
-            data[e.start : e.end] for e in children if e.number not in (DISPLAY_WIDTH, DISPLAY_HEIGHT, DISPLAY_UNIT)
-        ]
-        content = b"".join(kept) + _element(DISPLAY_WIDTH, width.to_bytes(4, "big"))
+        display = (DISPLAY_WIDTH, DISPLAY_HEIGHT, DISPLAY_UNIT)
+        others = b"".join(data[e.start : e.end] for e in children if e.number not in display)
+        content = others + _element(DISPLAY_WIDTH, width.to_bytes(4, "big"))
         return _element(VIDEO, content + _element(DISPLAY_HEIGHT, height.to_bytes(4, "big")))
     if element.number not in (TRACKS, TRACK_ENTRY):
         return data[element.start : element.end]
@@ -112,18 +111,19 @@ def _rewritten(data: bytes, element: Element, ratio: Fraction) -> bytes:
 
 def _element(number: int, content: bytes) -> bytes:
     name = number.to_bytes(math.ceil(number.bit_length() / 8), "big")
-    return name + (1 << 56 | len(content)).to_bytes(8, "big") + content
+    size = bytes([0x80 | len(content)]) if len(content) < 127 else (1 << 56 | len(content)).to_bytes(8, "big")
+    return name + size + content
 
 
-def _elements(data: bytes, place: int, end: int) -> Iterator[Element]:
-    """The elements side by side from ``place`` on; one may end behind the data."""
-    while place < min(end, len(data)):
-        start = place
-        length = 9 - data[place].bit_length()
-        number = int.from_bytes(data[place : place + length], "big")
-        place += length
-        length = 9 - data[place].bit_length()
-        size = int.from_bytes(data[place : place + length], "big") & ~(-1 << 7 * length)
-        place += length
-        yield Element(number, start, place, place + size)
-        place += size
+def _elements(data: bytes, position: int, end: int) -> Iterator[Element]:
+    """The elements side by side from ``position`` on; one may end behind the data."""
+    while position < min(end, len(data)):
+        start = position
+        length = 9 - data[position].bit_length()
+        number = int.from_bytes(data[position : position + length], "big")
+        position += length
+        length = 9 - data[position].bit_length()
+        size = int.from_bytes(data[position : position + length], "big") & ~(-1 << 7 * length)
+        position += length
+        yield Element(number, start, position, position + size)
+        position += size

@@ -100,21 +100,21 @@ def _exif_block(data: bytes) -> bytes | None:
 
 def _jpeg_segments(data: bytes) -> list[tuple[bytes, bytes]]:
     """Marker and content of the segments before the picture."""
-    segments, place = [], 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        segments.append((data[place + 1 : place + 2], data[place + 4 : place + 2 + length]))
-        place += 2 + length
+    segments, position = [], 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        segments.append((data[position + 1 : position + 2], data[position + 4 : position + 2 + length]))
+        position += 2 + length
     return segments
 
 
-def _chunks(data: bytes, place: int, header: str, trailer: int, alignment: int) -> list[tuple[bytes, bytes]]:
+def _chunks(data: bytes, position: int, header: str, trailer: int, alignment: int) -> list[tuple[bytes, bytes]]:
     """Name and content of the chunks of a PNG or RIFF file."""
     chunks = []
-    while place + 8 <= len(data):
-        first, second = struct.unpack_from(header, data, place)
+    while position + 8 <= len(data):
+        first, second = struct.unpack_from(header, data, position)
         name, length = (first, second) if isinstance(first, bytes) else (second, first)
-        chunks.append((name, data[place + 8 : place + 8 + length]))
-        place += 8 + length + trailer
-        place += -place % alignment
+        chunks.append((name, data[position + 8 : position + 8 + length]))
+        position += 8 + length + trailer
+        position += -position % alignment
     return chunks

@@ -107,49 +107,49 @@ def unpack(frame: av.VideoFrame, device: torch.device | str = "cpu") -> tuple[La
 
     On the CPU the tensors may share memory with the frame: they are read only.
     """
-    kept = layout(frame.format.name)
-    if kept is None:
+    storage = layout(frame.format.name)
+    if storage is None:
         # One thread: with several, swscale leaves rows of small pictures unwritten, about one picture in 400.
         try:
             frame = frame.reformat(format=REPACKED.get(frame.format.name, "rgb24"), threads=1)
         except OSError as error:
             raise ValueError(f"pixel format {frame.format.name} cannot be read") from error
-        kept = layout(frame.format.name)
-        assert kept is not None
+        storage = layout(frame.format.name)
+        assert storage is not None
     components = {}
-    for plane, letters in zip(frame.planes, kept.planes, strict=True):
-        stored = torch.from_numpy(_native(_rows(plane, kept, len(letters)))).to(device)
+    for plane, letters in zip(frame.planes, storage.planes, strict=True):
+        stored = torch.from_numpy(_native(_rows(plane, storage, len(letters)))).to(device)
         for index, letter in enumerate(letters):
             values = stored[..., index]
-            components[letter] = values if not kept.shift else (values.to(torch.int32) >> kept.shift)
-    return kept, components
+            components[letter] = values if not storage.shift else (values.to(torch.int32) >> storage.shift)
+    return storage, components
 
 
 def pack(components: dict[str, Tensor], pixel_format: str, size: tuple[int, int]) -> av.VideoFrame:
     """A frame of ``size`` (h, w) with these components: integers (or floats) that fit the format."""
-    kept = layout(pixel_format)
-    if kept is None:
+    storage = layout(pixel_format)
+    if storage is None:
         raise ValueError(f"pixel format {pixel_format} cannot be written")
     frame = av.VideoFrame(size[1], size[0], pixel_format)
-    for plane, letters in zip(frame.planes, kept.planes, strict=True):
-        rows = _rows(plane, kept, len(letters))
+    for plane, letters in zip(frame.planes, storage.planes, strict=True):
+        rows = _rows(plane, storage, len(letters))
         for index, letter in enumerate(letters):
             if letter == "x":
                 rows[..., index] = 0
                 continue
             values = components[letter].cpu().numpy()
-            rows[..., index] = values << kept.shift if kept.shift else values
+            rows[..., index] = values << storage.shift if storage.shift else values
     return frame
 
 
-def _rows(plane: av.video.plane.VideoPlane, kept: Layout, letters: int) -> NDArray[np.generic]:
+def _rows(plane: av.video.plane.VideoPlane, storage: Layout, letters: int) -> NDArray[np.generic]:
     """The values of a plane, [h, w, letters], in its own memory."""
     stride = abs(plane.line_size)
     rows = np.frombuffer(memoryview(plane), dtype=np.uint8)[: stride * plane.height].reshape(plane.height, stride)
     if plane.line_size < 0:  # stored from the last row up
         rows = rows[::-1]
-    used = plane.width * letters * kept.dtype.itemsize
-    return rows[:, :used].view(kept.dtype).reshape(plane.height, plane.width, letters)
+    used = plane.width * letters * storage.dtype.itemsize
+    return rows[:, :used].view(storage.dtype).reshape(plane.height, plane.width, letters)
 
 
 def _native(values: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -238,7 +238,12 @@ def join(job: Job, workspace: Workspace, overwrite: bool, streams: OpenStreams, 
     with workspace.temporary(f"joined{job.suffix}") as path:
         join_video(workspace, files, path, job.rates.playing, streams)
         if job.suffix in (".mkv", ".webm") and job.layout.sample_aspect_ratio:
-            write_pixel_shape(path, job.layout.sample_aspect_ratio)
+            try:
+                write_pixel_shape(path, job.layout.sample_aspect_ratio)
+            except ValueError:
+                job.reader.notices.add(
+                    f"the shape of pixels, {job.layout.sample_aspect_ratio}, is not in the container"
+                )
         publish(path, job.output, overwrite)
     return sum(file.frames for file in files)
 
