@@ -163,7 +163,7 @@ def encoder_rows(model: STIF) -> list[Row]:
 
 
 def instruction_sets() -> list[tuple[native.Library, native.Isa]]:
-    library = native.load()
+    library = native.load_library()
     if isinstance(library, str):
         raise SystemExit(library)
     return [(library, isa) for isa in library.isas if isa.unavailable is None]

@@ -14,7 +14,7 @@ import tensorrt.plugin as trtp
 import torch
 
 from stif_rt.ops.deform_conv import TAPS
-from stif_rt.ops.deform_conv.cuda import KERNELS, THREADS, compile_kernel, launch_sizes
+from stif_rt.ops.deform_conv.cuda import KERNEL_SYMBOLS, THREADS, compile_kernel, launch_sizes
 
 from .deform_conv import NAMESPACE, NODE
 
@@ -62,10 +62,10 @@ def launch(
     parameters.grid_x, parameters.grid_y, parameters.grid_z = grid
     parameters.block_x = THREADS
     arguments = trtp.SymIntExprs.from_tuple([trtp.SymInt32(value) for value in integers])
-    return KERNELS[DTYPES[x.dtype]], compile_kernel(architecture()), parameters, arguments
+    return KERNEL_SYMBOLS[DTYPES[x.dtype]], compile_kernel(architecture()), parameters, arguments
 
 
 def architecture() -> str:
-    """Of the PTX: the GPU that the engine is built for; without one, the oldest with all that the kernel uses."""
+    """The target of the PTX: the current GPU, else compute_80, the oldest that the kernel supports."""
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 0)
     return f"compute_{major}{minor}"

@@ -88,8 +88,8 @@ def make_axis(
 ) -> Axis:
     """The tables of one axis, on the CPU.
 
-    At non-integer scales some output pixels lie exactly between two cells. There the rounding of float32 arithmetic
-    decides, in the order of operations that published weights were trained with, so it is repeated here exactly.
+    At non-integer scales some output pixels lie exactly between two cells. float32 rounding
+    breaks these ties, so the order of operations that published weights were trained with is repeated here exactly.
     """
     f32 = np.float32
     i = np.arange(outputs, dtype=f32)

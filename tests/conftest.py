@@ -98,7 +98,7 @@ def emulated(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def library(request: pytest.FixtureRequest) -> native.Library:
     path = request.config.getoption("--native-library")
-    found = native.Library(Path(path)) if path else native.load()
+    found = native.Library(Path(path)) if path else native.load_library()
     if isinstance(found, str):
         pytest.skip(found)
     return found

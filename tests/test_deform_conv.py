@@ -12,16 +12,16 @@ def test_matches_the_naive_loop(shape, form):
     if form == "torchvision":
         pytest.importorskip("torchvision")
         with torch.no_grad():
-            found = deform_conv2d(*arguments)
+            actual = deform_conv2d(*arguments)
     else:
-        found = deform_conv2d_reference(*arguments)
-    torch.testing.assert_close(found.double(), naive(*arguments), atol=1e-4, rtol=0)
+        actual = deform_conv2d_reference(*arguments)
+    torch.testing.assert_close(actual.double(), naive(*arguments), atol=1e-4, rtol=0)
 
 
 def test_zero_offset_and_full_mask_is_a_convolution():
     x, offset, mask, weight, bias = inputs(2, 8, 2, 9, 5, 4)
-    found = deform_conv2d_reference(x, offset * 0, torch.ones_like(mask), weight, bias)
-    torch.testing.assert_close(found, torch.conv2d(x, weight, bias, padding=1), atol=1e-4, rtol=1e-4)
+    actual = deform_conv2d_reference(x, offset * 0, torch.ones_like(mask), weight, bias)
+    torch.testing.assert_close(actual, torch.conv2d(x, weight, bias, padding=1), atol=1e-4, rtol=1e-4)
 
 
 def test_memory_format_does_not_matter():
@@ -44,17 +44,14 @@ def test_gradients_match_finite_differences():
     arguments = [a.double().requires_grad_() for a in inputs(1, 2, 1, 3, 4, 2, spread=0.3)]
     arguments[1] = (arguments[1].detach() + 0.01).requires_grad_()  # off the kinks at whole pixels
 
-    def in_float64(x, offset, mask, weight, bias):
-        return deform_conv2d_reference(x, offset, mask, weight, bias)
-
     for n, argument in enumerate(arguments):
-        found = torch.autograd.grad(in_float64(*arguments).square().sum(), argument)[0]
+        actual = torch.autograd.grad(deform_conv2d_reference(*arguments).square().sum(), argument)[0]
         step = torch.zeros_like(argument)
         step.view(-1)[1] = 1e-2
         with torch.no_grad():
             shifted = [[*arguments[:n], argument + sign * step, *arguments[n + 1 :]] for sign in (1, -1)]
-            up, down = (in_float64(*arguments_).square().sum() for arguments_ in shifted)
-        torch.testing.assert_close(found.view(-1)[1], (up - down) / 2e-2, rtol=2e-2, atol=1e-2)
+            up, down = (deform_conv2d_reference(*arguments_).square().sum() for arguments_ in shifted)
+        torch.testing.assert_close(actual.view(-1)[1], (up - down) / 2e-2, rtol=2e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

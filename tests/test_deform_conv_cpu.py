@@ -28,13 +28,13 @@ def test_matches_torchvision(library, isa, shape, layout):
     elif layout == "slices":  # as the encoder has them: offsets and masks made by one convolution
         whole = torch.cat((offset, mask), 1).to(memory_format=torch.channels_last)
         offset, mask = whole.split((offset.shape[1], mask.shape[1]), 1)
-    found = cpu.run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
-    assert found.shape == exact.shape
+    actual = cpu.run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
+    assert actual.shape == exact.shape
     if isa.dtype == torch.float32:
-        torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=0)
+        torch.testing.assert_close(actual.double(), exact, atol=1e-4, rtol=0)
     else:
         plain = deform_conv2d_reference(*arguments)
-        assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
+        assert (actual.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
 
 
 def torchvision_float64(x, offset, mask, weight, bias):
@@ -51,5 +51,5 @@ def torchvision_float64(x, offset, mask, weight, bias):
 def test_unusable_offsets_read_nothing(library, isa, value):
     """They leave the bias: every neighbour lies outside."""
     x, offset, mask, weight, bias = (a.to(isa.dtype) for a in inputs(1, 64, 8, 5, 6, 64))
-    found = cpu.run_deform_conv2d(library, isa, x, torch.full_like(offset, value), mask, weight, bias)
-    torch.testing.assert_close(found, bias.view(1, -1, 1, 1).expand_as(found))
+    actual = cpu.run_deform_conv2d(library, isa, x, torch.full_like(offset, value), mask, weight, bias)
+    torch.testing.assert_close(actual, bias.view(1, -1, 1, 1).expand_as(actual))

@@ -9,9 +9,9 @@ from helpers.deform_conv import inputs, naive
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stif_rt.ops.deform_conv import cuda, deform_conv2d_op, deform_conv2d_reference
-from stif_rt.ops.deform_conv.cuda import KERNELS, THREADS, as_weight, launch_sizes, layout
+from stif_rt.ops.deform_conv.cuda import KERNEL_SYMBOLS, THREADS, as_weight, launch_sizes, layout
 
-DTYPES = list(KERNELS)
+DTYPES = list(KERNEL_SYMBOLS)
 SHAPES = {  # B, C, groups, h, w, O
     "small": (1, 4, 2, 5, 6, 3),
     "a channel per group": (2, 8, 8, 4, 3, 8),
@@ -42,7 +42,7 @@ def emulate(library, x, offset, mask, weight, bias, seed=0):
     )
     bias = None if bias is None else guarded(bias)
     arrays = (ctypes.c_void_p * 5)(*(None if a is None else a.data_ptr() for a in (x, offset, mask, weight, bias)))
-    run = getattr(library, f"run_{KERNELS[x.dtype]}")
+    run = getattr(library, f"run_{KERNEL_SYMBOLS[x.dtype]}")
     numbers = [(ctypes.c_int * len(n))(*n) for n in (grid, integers)]
     assert run(numbers[0], THREADS, seed, arrays, numbers[1], ctypes.c_void_p(out.data_ptr())), "threads wait for ever"
     outside = torch.ones(out.untyped_storage().nbytes() // out.itemsize, dtype=torch.bool)
@@ -52,10 +52,10 @@ def emulate(library, x, offset, mask, weight, bias, seed=0):
 
 
 def arguments(shape, dtype=torch.float32, channels_last=False, **options):
-    found = [a.to(dtype) for a in inputs(*shape, **options)]
+    given = [a.to(dtype) for a in inputs(*shape, **options)]
     if channels_last:
-        found[:4] = [a.to(memory_format=torch.channels_last) for a in found[:4]]
-    return found
+        given[:4] = [a.to(memory_format=torch.channels_last) for a in given[:4]]
+    return given
 
 
 def by_torchvision(x, offset, mask, weight, bias):
@@ -63,11 +63,11 @@ def by_torchvision(x, offset, mask, weight, bias):
     return ops.deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
 
 
-def assert_as_good_as_pytorch(found, given):
+def assert_as_good_as_pytorch(actual, given):
     """Error against float64 at most twice that of PyTorch's own operations in the same dtype."""
     exact = naive(*given) if given[0].numel() < 200 else by_torchvision(*(a.double() for a in given))
     plain = deform_conv2d_reference(*given).double() - exact
-    error = found.double() - exact
+    error = actual.double() - exact
     assert error.square().mean().sqrt() <= 2 * plain.square().mean().sqrt() + 1e-7
     assert error.abs().max() <= 2 * plain.abs().max() + 1e-6
 
@@ -99,8 +99,8 @@ def test_kernel_takes_slices_of_channels_and_no_bias(emulated):
     offset, mask = both.split((offset.shape[1], mask.shape[1]), 1)
     assert not offset.is_contiguous()
     assert not offset.is_contiguous(memory_format=torch.channels_last)
-    found = emulate(emulated, x, offset, mask, weight, None)
-    torch.testing.assert_close(found, deform_conv2d_reference(x, offset, mask, weight, None), atol=1e-4, rtol=0)
+    actual = emulate(emulated, x, offset, mask, weight, None)
+    torch.testing.assert_close(actual, deform_conv2d_reference(x, offset, mask, weight, None), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -112,9 +112,9 @@ def test_positions_that_are_not_numbers_or_far_away_read_zero(emulated, channels
         offset[:, column::7, 2, :] = value
         clean[:, column::7, 2, :] = 1000
     expected = deform_conv2d_reference(x, clean, mask, weight, bias)
-    found = emulate(emulated, *given)
-    torch.testing.assert_close(found[:, :, 2], expected[:, :, 2], atol=1e-4, rtol=0)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    actual = emulate(emulated, *given)
+    torch.testing.assert_close(actual[:, :, 2], expected[:, :, 2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
 def test_half_precision_keeps_whole_positions(emulated):

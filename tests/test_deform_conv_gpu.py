@@ -23,10 +23,10 @@ def test_is_as_good_as_pytorch(shape, dtype, channels_last):
     exact = deform_conv2d_reference(*(x.double() for x in given))
     plain = deform_conv2d_reference(*given)
     with torch.inference_mode():
-        found = deform_conv.deform_conv2d_op(*given)
-        assert all(torch.equal(deform_conv.deform_conv2d_op(*given), found) for _ in range(10))
+        actual = deform_conv.deform_conv2d_op(*given)
+        assert all(torch.equal(deform_conv.deform_conv2d_op(*given), actual) for _ in range(10))
     allowed = 2 * (plain.double() - exact).square().mean().sqrt()
-    assert (found.double() - exact).square().mean().sqrt() <= allowed + 1e-6
+    assert (actual.double() - exact).square().mean().sqrt() <= allowed + 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

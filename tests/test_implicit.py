@@ -25,8 +25,8 @@ RUNNABLE = [
 @pytest.mark.parametrize("grid", ["corners", "centres"])
 def test_matches_the_model(backend, case, grid):
     config = Config(grid=grid, residual=grid == "centres")
-    found = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
-    for name, a, b in zip(("feature", "flow", "rgb"), found, expected(functions(config), case), strict=True):
+    actual = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
+    for name, a, b in zip(("feature", "flow", "rgb"), actual, expected(functions(config), case), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -40,8 +40,8 @@ def test_matches_every_variant(backend, variant):
         case = case._replace(batch=1)
     if reason := BACKENDS[backend].unavailable_reason(config, CPU, torch.float32):
         pytest.skip(reason)
-    found = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
-    for a, b in zip(found, expected(functions(config), case), strict=True):
+    actual = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
+    for a, b in zip(actual, expected(functions(config), case), strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
@@ -64,9 +64,9 @@ def test_half_precision_is_as_good_as_pytorch(backend, dtype):
                 features.to(dtype), frames.to(dtype), times[:, 0].to(dtype), case.outputs
             )
         allowed = 2 * (plain.rgb[:, None].double() - exact).square().mean().sqrt()
-        found = run(make_kernels(backend, functions(config), CPU, dtype), config, case)[2]
-        assert found.dtype == torch.float32
-        assert (found.double() - exact).square().mean().sqrt() <= allowed
+        actual = run(make_kernels(backend, functions(config), CPU, dtype), config, case)[2]
+        assert actual.dtype == torch.float32
+        assert (actual.double() - exact).square().mean().sqrt() <= allowed
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -76,8 +76,8 @@ def test_motion_matches_the_model(backend, variant, case):
     config = VARIANTS[variant]
     if reason := BACKENDS[backend].unavailable_reason(config, CPU, torch.float32):
         pytest.skip(reason)
-    found = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
-    for name, a, b in zip(("feature", "flow", "rgb"), found, expected(functions(config), case), strict=True):
+    actual = run(make_kernels(backend, functions(config), CPU, torch.float32), config, case)
+    for name, a, b in zip(("feature", "flow", "rgb"), actual, expected(functions(config), case), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -200,9 +200,9 @@ def test_unusable_flows_do_no_harm(backend):
         good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        found = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
-    assert torch.isfinite(found).all()
-    torch.testing.assert_close(found[..., 4:, :], good[..., 4:, :])
+        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+    assert torch.isfinite(actual).all()
+    torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])
 
 
 def test_large_maps_are_indexed_exactly():

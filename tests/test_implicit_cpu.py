@@ -20,10 +20,10 @@ def kernels(config, library, isa) -> CpuKernels:
         return CpuKernels(fold(functions(config), TURNS), library, isa)
 
 
-def compare(found, config, case, dtype) -> None:
+def compare(actual, config, case, dtype) -> None:
     """float32: to 1e-4. bfloat16: error against float64 at most twice that of the model's own form in bfloat16."""
     if dtype == torch.float32:
-        for a, b in zip(found, expected(functions(config), case), strict=True):
+        for a, b in zip(actual, expected(functions(config), case), strict=True):
             assert (a is None) == (b is None)
             if a is not None:
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
@@ -37,7 +37,7 @@ def compare(found, config, case, dtype) -> None:
     def error(rgb):
         return (rgb.double() - exact).square().mean().sqrt()
 
-    assert error(found[2]) <= 2 * error(plain)
+    assert error(actual[2]) <= 2 * error(plain)
 
 
 @pytest.mark.parametrize("case", NATIVE_CASES)
@@ -76,9 +76,9 @@ def test_bytes_are_the_rounded_picture_of_one_call(library, isa, variant):
         projections = made.project(features, 3 * frames - 1)
         feature, flow = made.implicit(projections, times, geometry, whole)
         rgb = made.decode(projections, feature, flow, times, geometry, whole, whole)
-        found = made.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
-    assert torch.equal(found, (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1))
-    assert {0, 255} <= set(found.flatten().tolist())
+        actual = made.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
+    assert torch.equal(actual, (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1))
+    assert {0, 255} <= set(actual.flatten().tolist())
 
 
 @pytest.mark.emulated
@@ -95,9 +95,9 @@ def test_unusable_flows_stay_inside(library, isa, variant, value):
         feature, flow = made.implicit(projections, times, geometry, whole)
         good = made.decode(projections, feature, flow, times, geometry, whole, whole)
         flow[:, :, 3] = value
-        found = made.decode(projections, feature, flow, times, geometry, whole, whole)
-    assert torch.isfinite(found).all()
-    assert torch.equal(found[..., 4:, :], good[..., 4:, :])
+        actual = made.decode(projections, feature, flow, times, geometry, whole, whole)
+    assert torch.isfinite(actual).all()
+    assert torch.equal(actual[..., 4:, :], good[..., 4:, :])
 
 
 @pytest.mark.emulated
@@ -124,21 +124,21 @@ def test_several_python_threads_at_once(library, isa):
     made = kernels(config, library, isa)
     features, frames, times = inputs(case)
     whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
-    found = []
+    actual = []
 
     def work():
         projections = made.project(features, frames)
         feature, flow = made.implicit(projections, times, geometry, whole)
-        found.append(made.decode(projections, feature, flow, times, geometry, whole, whole))
+        actual.append(made.decode(projections, feature, flow, times, geometry, whole, whole))
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(found) == 4
-    assert all(torch.equal(rgb, found[0]) for rgb in found)
-    assert torch.equal(run(made, config, case)[2], found[0])
+    assert len(actual) == 4
+    assert all(torch.equal(rgb, actual[0]) for rgb in actual)
+    assert torch.equal(run(made, config, case)[2], actual[0])
 
 
 @pytest.mark.parametrize("change", [("dtype", torch.float64), ("dtype", torch.bfloat16), ("device", "meta")])
@@ -159,7 +159,7 @@ def test_defaults_of_pytorch_do_not_matter(library, isa, change):
     before = getattr(torch, f"get_default_{change[0]}")()
     setter(change[1])
     try:
-        found = both()
+        actual = both()
     finally:
         setter(before)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

@@ -46,8 +46,8 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("grid", ["corners", "centres"])
 def test_float32_matches_the_model(poisoned, case, grid):
     config = Config(grid=grid, residual=grid == "centres")
-    found = run(config, case, torch.float32)
-    for a, b in zip(found, expected(functions(config), case), strict=True):
+    actual = run(config, case, torch.float32)
+    for a, b in zip(actual, expected(functions(config), case), strict=True):
         torch.testing.assert_close(a.cpu(), b, atol=1e-3, rtol=0)  # the hardware sine is exact to 5e-7
 
 
@@ -63,8 +63,8 @@ def test_every_variant_is_as_good_as_pytorch(poisoned, variant, dtype):
         model = functions(config).to(dtype)
         plain = model(features.to(dtype), frames.to(dtype), times[:, 0].to(dtype), case.outputs).rgb[:, None]
     allowed = 2 * (plain.double() - exact).square().mean().sqrt()
-    found = run(config, case, dtype)[2].cpu()
-    assert (found.double() - exact).square().mean().sqrt() <= allowed + 1e-6
+    actual = run(config, case, dtype)[2].cpu()
+    assert (actual.double() - exact).square().mean().sqrt() <= allowed + 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,6 +90,6 @@ def test_unusable_flows_do_no_harm(dtype):
         good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        found = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
-    assert torch.isfinite(found).all()
-    torch.testing.assert_close(found[..., 4:, :], good[..., 4:, :])
+        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+    assert torch.isfinite(actual).all()
+    torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])

@@ -36,36 +36,36 @@ def test_sine_is_accurate_for_all_arguments(library, isa):
 
 
 def test_one_instruction_set_can_be_forced(monkeypatch):
-    if isinstance(native.load(), str):
-        pytest.skip(native.load())
-    monkeypatch.setenv(native.FORCED, "portable")
-    _, isa = native.choose(torch.float32)
+    if isinstance(native.load_library(), str):
+        pytest.skip(native.load_library())
+    monkeypatch.setenv(native.ISA_ENV_VAR, "portable")
+    _, isa = native.select_isa(torch.float32)
     assert isa.name == "portable"
-    assert "portable, which STIF_RT_CPU_ISA asks for, computes in float32" in native.choose(torch.bfloat16)
-    monkeypatch.setenv(native.FORCED, "avx3")
+    assert "portable, which STIF_RT_CPU_ISA asks for, computes in float32" in native.select_isa(torch.bfloat16)
+    monkeypatch.setenv(native.ISA_ENV_VAR, "avx3")
     with pytest.raises(ValueError, match=r"'avx3'.*portable"):
         make_kernels("auto", functions(Config()), torch.device("cpu"), torch.float32)
-    monkeypatch.delenv(native.FORCED)
-    assert "not in float16" in native.choose(torch.float16)
+    monkeypatch.delenv(native.ISA_ENV_VAR)
+    assert "not in float16" in native.select_isa(torch.float16)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("none.so", "not built"), ("text.so", "cannot be loaded")])
 def test_a_missing_library_is_a_reason(monkeypatch, tmp_path, name, reason):
     (tmp_path / "text.so").write_text("no library")
     monkeypatch.setattr(native, "LIBRARY", tmp_path / name)
-    native.load.cache_clear()
+    native.load_library.cache_clear()
     try:
         assert reason in cpu.unavailable_reason(Config(), torch.device("cpu"), torch.float32)
     finally:
-        native.load.cache_clear()
+        native.load_library.cache_clear()
 
 
 def test_a_forced_set_that_cannot_run_is_an_error(monkeypatch):
-    library = native.load()
+    library = native.load_library()
     missing = [] if isinstance(library, str) else [isa for isa in library.isas if isa.unavailable]
     if not missing:
         pytest.skip("this CPU runs every instruction set")
-    monkeypatch.setenv(native.FORCED, missing[0].name)
+    monkeypatch.setenv(native.ISA_ENV_VAR, missing[0].name)
     with pytest.raises(RuntimeError, match="this CPU lacks"):
         make_kernels("auto", functions(Config()), torch.device("cpu"), missing[0].dtype)
 
@@ -81,7 +81,7 @@ def test_in_another_build(request, tmp_path, marker, flags):
         pytest.skip("needs Linux, g++ and AVX2")
     isas = ISAS
     if marker == "emulated":  # the sets that this CPU has were tested themselves
-        installed = native.load()
+        installed = native.load_library()
         lacking = ISAS if isinstance(installed, str) else [isa.name for isa in installed.isas if isa.unavailable]
         isas = lacking or ("amx",)
     files = [

@@ -30,15 +30,15 @@ def load(request, monkeypatch):
         pytest.skip("runs under Triton's interpreter, in its own process")
     if backend == "cpu":
         path = request.config.getoption("--native-library")
-        library = native.Library(Path(path)) if path else native.load()
+        library = native.Library(Path(path)) if path else native.load_library()
         if isinstance(library, str):
             pytest.skip(library)
         isa = {isa.name: isa for isa in library.isas}.get(variant)
         if isa is None or isa.unavailable:
             pytest.skip(f"{variant}: {'not in this build' if isa is None else isa.unavailable}")
         dtype = isa.dtype
-        monkeypatch.setattr(native, "load", lambda: library)
-        monkeypatch.setenv(native.FORCED, variant)
+        monkeypatch.setattr(native, "load_library", lambda: library)
+        monkeypatch.setenv(native.ISA_ENV_VAR, variant)
 
     def make(config: Config = Config(**TINY, grid="centres", residual=True, flow_unit="input"), **options):  # noqa: B008
         runtime = Runtime.from_model(

@@ -57,7 +57,7 @@ def info() -> None:
                 )
     out.print(table)
 
-    library = native.load()
+    library = native.load_library()
     if isinstance(library, str):
         out.print(f"Native CPU kernels: no, {library}. The PyTorch reference serves instead.", highlight=False)
         return

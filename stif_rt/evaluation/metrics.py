@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 IDENTICAL = 100.0
-"""dB. Reported for pictures that differ less than this tells, such as black ones."""
+"""Largest PSNR, dB, reported for identical pictures."""
 
 SsimWindow = Literal["gaussian", "uniform"]
 

@@ -83,7 +83,7 @@ def count_windows(clips: list[Clip], length: int, most: int | None) -> int:
 
 
 def _firsts(clip: Clip, length: int, most: int | None) -> list[int]:
-    """First frames of the windows: one after the other, sharing a frame; or at most so many, evenly spread."""
+    """Numbers of the windows' first frames: neighbours share a frame; or at most ``most``, evenly spaced."""
     if most is None:
         return clip.windows(length, length - 1)
     firsts = clip.windows(length)

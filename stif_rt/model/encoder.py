@@ -20,8 +20,8 @@ OFFSETS = 2 * TAPS * DEFORMABLE_GROUPS
 Pyramid = tuple[Tensor, Tensor, Tensor]
 """Feature maps at full, half and quarter size: [B, 64, h, w], [B, 64, h/2, w/2], [B, 64, h/4, w/4]."""
 Source = tuple[Tensor | None, Tensor, Tensor]
-"""A pyramid, or one of a full-size map of zeros, given as None: the first state of the recurrence. What follows from
-those zeros alone is not computed."""
+"""A pyramid whose full-resolution level is None where it is all zeros, as in the recurrence's first state. What follows
+from those zeros alone is not computed."""
 
 
 class Features(NamedTuple):
@@ -73,10 +73,10 @@ def _fused(layer: nn.Conv2d, x: Tensor, activation: str, numbers: list[float]) -
 
 
 def _fuses(x: Tensor) -> bool:
-    """Whether oneDNN's fused convolution, which ``torch.compile`` uses too, takes x. It knows no gradients, and graphs
-    that are exported must not hold it: hence only in inference mode."""
+    """Whether oneDNN's fused convolution, which ``torch.compile`` uses too, takes x. It has no gradient and cannot be
+    exported, so it is used in inference mode only."""
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        return False  # in this order: a graph being compiled would break at the question after the mode
+        return False  # is_compiling() comes first: asking for the inference mode breaks a graph
     operations = torch.ops.mkldnn
     if not torch.backends.mkldnn.enabled or not hasattr(operations, "_convolution_pointwise"):
         return False
@@ -171,7 +171,7 @@ class Alignment(nn.Module):
         for level in (2, 1):
             coarse, x, y = offset, source[level - 1], other[level - 1]
             up = upsample2(aligned)
-            if x is None:  # wherever zeros are read, the bias is left
+            if x is None:  # deforming a map of zeros gives the bias alone
                 deformed = layer(f"L{level}_dcnpack").bias.view(1, -1, 1, 1).expand_as(up)
             else:
                 offset = both(f"L{level}_offset_conv1", x, y)

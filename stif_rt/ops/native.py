@@ -17,19 +17,25 @@ from torch import Tensor
 from stif_rt.dtypes import dtype_name
 
 LIBRARY = Path(__file__).parent / "libstif_rt_cpu.so"
-FORCED = "STIF_RT_CPU_ISA"
+ISA_ENV_VAR = "STIF_RT_CPU_ISA"
 """Environment variable that forces one instruction set."""
 
 
 class Linear(ctypes.Structure):
+    """``stif_rt_linear`` of ``csrc/include/stif_rt/cpu.h``: a packed layer."""
+
     _fields_ = (("packed", c_void_p), ("inputs", c_int32), ("outputs", c_int32))
 
 
 class Siren(ctypes.Structure):
+    """``stif_rt_siren`` of ``csrc/include/stif_rt/cpu.h``: a network."""
+
     _fields_ = (("local", Linear), ("hidden", Linear * 5), ("hidden_count", c_int32), ("start", c_void_p))
 
 
 class Axis(ctypes.Structure):
+    """``stif_rt_axis`` of ``csrc/include/stif_rt/cpu.h``: the tables of one axis."""
+
     _fields_ = (
         ("inputs", c_int64),
         ("outputs", c_int64),
@@ -47,10 +53,14 @@ class Axis(ctypes.Structure):
 
 
 class Box(ctypes.Structure):
+    """``stif_rt_box`` of ``csrc/include/stif_rt/cpu.h``: a rectangle."""
+
     _fields_ = tuple((name, c_int64) for name in ("top", "left", "height", "width"))
 
 
 class Implicit(ctypes.Structure):
+    """``stif_rt_implicit`` of ``csrc/include/stif_rt/cpu.h``: a call of pass 1."""
+
     _fields_ = (
         ("vertical", Axis),
         ("horizontal", Axis),
@@ -68,6 +78,8 @@ class Implicit(ctypes.Structure):
 
 
 class Decode(ctypes.Structure):
+    """``stif_rt_decode`` of ``csrc/include/stif_rt/cpu.h``: a call of pass 2."""
+
     _fields_ = (
         ("vertical", Axis),
         ("horizontal", Axis),
@@ -87,6 +99,8 @@ class Decode(ctypes.Structure):
 
 
 class DeformConv(ctypes.Structure):
+    """``stif_rt_deform_conv`` of ``csrc/include/stif_rt/cpu.h``: a call of the convolution."""
+
     _fields_ = (
         ("height", c_int64),
         ("width", c_int64),
@@ -173,7 +187,7 @@ class Library:
 
 
 @functools.cache
-def load() -> Library | str:
+def load_library() -> Library | str:
     """The library that came with the package, or why there is none."""
     if not LIBRARY.exists():
         return "the native library was not built; it needs GCC or Clang (pip install -v says what went wrong)"
@@ -183,26 +197,26 @@ def load() -> Library | str:
         return f"the native library cannot be loaded: {error}"
 
 
-def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
+def select_isa(dtype: torch.dtype) -> tuple[Library, Isa] | str:
     """The library and the best instruction set that computes in ``dtype`` here, or why there is none.
 
     The environment variable STIF_RT_CPU_ISA leaves only the one it names. Raises ValueError where the library has none
     of that name, and RuntimeError, with the reason, where it cannot run here.
     """
-    library = load()
+    library = load_library()
     if isinstance(library, str):
         return library
-    forced = os.environ.get(FORCED)
+    forced = os.environ.get(ISA_ENV_VAR)
     names = [isa.name for isa in library.isas]
     if forced and forced not in names:
-        raise ValueError(f"{FORCED} is {forced!r}; the library has {', '.join(names)}")
+        raise ValueError(f"{ISA_ENV_VAR} is {forced!r}; the library has {', '.join(names)}")
     candidates = [isa for isa in library.isas if isa.name == forced or (not forced and isa.dtype == dtype)]
     reasons = []
     for isa in candidates:
         if isa.dtype != dtype:
-            reasons.append(f"{isa.name}, which {FORCED} asks for, computes in {dtype_name(isa.dtype)}")
+            reasons.append(f"{isa.name}, which {ISA_ENV_VAR} asks for, computes in {dtype_name(isa.dtype)}")
         elif isa.unavailable and forced:
-            raise RuntimeError(f"{FORCED} asks for {forced}, but {isa.unavailable}")
+            raise RuntimeError(f"{ISA_ENV_VAR} asks for {forced}, but {isa.unavailable}")
         elif isa.unavailable:
             reasons.append(f"{isa.name}: {isa.unavailable}")
         else:
@@ -212,7 +226,7 @@ def choose(dtype: torch.dtype) -> tuple[Library, Isa] | str:
 
 def has_bfloat16() -> bool:
     """Whether this CPU has bfloat16 units that the library can use."""
-    return not isinstance(choose(torch.bfloat16), str)
+    return not isinstance(select_isa(torch.bfloat16), str)
 
 
 def pointer(tensor: Tensor | None, *index: int) -> int | None:

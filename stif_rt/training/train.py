@@ -90,8 +90,8 @@ class Options:
 def parameter_groups(model: STIF, siren_share: float = 1.0, motion_share: float = 1.0) -> list[dict[str, Any]]:
     """Parameters for the optimizer, each group with its ``share`` of the learning rate.
 
-    A step moves a layer's pre-activations by up to 30 times rate, inputs and activation: by a whole radian at the usual
-    rates where 256 sines come in and sines follow. Unless share is 1, such a layer gets a quarter of the others' share.
+    A step of Adam moves a layer's pre-activations by up to 30 times rate, inputs and activation: by about a radian at
+    usual rates, where 256 sines come in and sines follow. Unless share is 1, such a layer gets a quarter of that share.
     """
     head, encoder, functions = parts(model)
     groups = [{"params": encoder, "share": 1.0}]

@@ -111,7 +111,8 @@ typedef struct {
     void *out;                  /* Element [outputs] a pixel */
 } stif_rt_deform_conv;
 
-/* Sizes in bytes of the three structures above, in that order: a caller that was made for others must not call. */
+/* Sizes in bytes of the three structures above, in that order: the ABI check of a caller, which
+ * must not go on where its own differ. */
 STIF_RT_API void stif_rt_sizes(int64_t sizes[3]);
 
 /* Each returns 0, or 1 where memory or threads cannot be had. threads: at most so many, the caller's included. */

@@ -62,8 +62,8 @@ def deform_conv2d_op(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bi
     """
     cuda.check(x, offset, mask, weight, bias)
     native = cpu.unavailable_reason(x.dtype) is None
-    found = (cpu.deform_conv2d if native else deform_conv2d_fallback)(x, offset, mask, weight, bias)
-    return found.contiguous(memory_format=cuda.memory_format(x))
+    out = (cpu.deform_conv2d if native else deform_conv2d_fallback)(x, offset, mask, weight, bias)
+    return out.contiguous(memory_format=cuda.memory_format(x))
 
 
 @deform_conv2d_op.register_fake
@@ -77,6 +77,6 @@ def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | No
     cuda.check(x, offset, mask, weight, bias)
     if reason := nvrtc.unavailable_reason():
         log.warning("PyTorch's own deformable convolution is used, which is slower: %s", reason)
-        found = deform_conv2d_reference(x, offset, mask, weight, bias)
-        return found.contiguous(memory_format=cuda.memory_format(x))
+        out = deform_conv2d_reference(x, offset, mask, weight, bias)
+        return out.contiguous(memory_format=cuda.memory_format(x))
     return cuda.deform_conv2d(x, offset, mask, weight, bias)

@@ -10,13 +10,13 @@ LARGEST_INPUTS = 1 << 16
 
 def unavailable_reason(dtype: torch.dtype) -> str | None:
     """Why ``deform_conv2d`` cannot run on tensors of this dtype, or None."""
-    chosen = native.choose(dtype)
+    chosen = native.select_isa(dtype)
     return chosen if isinstance(chosen, str) else None
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Modulated deformable convolution; shapes as in ``stif_rt.ops.deform_conv``. The result is channels last."""
-    chosen = native.choose(x.dtype)
+    chosen = native.select_isa(x.dtype)
     if isinstance(chosen, str):
         raise RuntimeError(f"the native deformable convolution cannot run: {chosen}")
     library, isa = chosen

@@ -12,14 +12,14 @@ from stif_rt.ops import nvrtc
 from stif_rt.ops.deform_conv.reference import TAPS
 
 SOURCE = nvrtc.find_source("deform_conv.cu")
-KERNELS = {
+KERNEL_SYMBOLS = {
     torch.float32: "deform_conv_float32",
     torch.float16: "deform_conv_float16",
     torch.bfloat16: "deform_conv_bfloat16",
 }
 THREADS = 128
 PIXELS, OUTPUTS = 64, 64  # per block
-LARGEST = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 Layout = tuple[int, int, int]
 """Strides of a map [B, C, h, w] by batch element, channel and pixel, in elements."""
@@ -36,7 +36,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
         weight_strides=(weight.stride(1), weight.stride(3)),
     )
     if out.numel():
-        _launch(x.device, KERNELS[x.dtype], grid, (x, offset, mask, weight, bias, *integers, out))
+        _launch(x.device, KERNEL_SYMBOLS[x.dtype], grid, (x, offset, mask, weight, bias, *integers, out))
     return out
 
 
@@ -82,7 +82,7 @@ def check(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor 
             raise ValueError(f"{name} is {list(tensor.shape)}; it must be {list(shape)} for x {list(x.shape)}")
         if tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; it must be {x.dtype}, as x is")
-    if x.dtype not in KERNELS:
+    if x.dtype not in KERNEL_SYMBOLS:
         raise ValueError(f"x is {x.dtype}; it must be float32, float16 or bfloat16")
     if groups < 1 or C % groups:
         raise ValueError(f"{C} channels cannot be shared by {groups} deformable groups")
@@ -91,7 +91,7 @@ def check(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor 
 def layout(x: Tensor) -> Layout:
     """Strides of a map whose rows follow each other. Raises ValueError where they do not fit 32 bits."""
     strides = (x.stride(0) if len(x) > 1 else 0, x.stride(1), x.stride(3))
-    if max(strides) > LARGEST or x.shape[2] * x.shape[3] > LARGEST:
+    if max(strides) > INT32_MAX or x.shape[2] * x.shape[3] > INT32_MAX:
         raise ValueError(f"a map of shape {list(x.shape)} is too large for the deformable convolution on CUDA")
     return strides
 

@@ -35,6 +35,6 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
             return kernels
         if name == candidate:
             raise RuntimeError(f"kernels {name!r} cannot run: {reason}")
-        forced = module is cpu and device.type == "cpu" and native.FORCED in os.environ
+        forced = module is cpu and device.type == "cpu" and native.ISA_ENV_VAR in os.environ
         log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", candidate, reason)
     raise AssertionError("the reference runs everywhere")

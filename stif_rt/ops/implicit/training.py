@@ -86,7 +86,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @contextlib.contextmanager
 def _bfloat16_units() -> Iterator[None]:
-    """Within, CPUs multiply float32 matrices as bfloat16: nothing is lost where all their numbers are such already."""
+    """Within, CPUs multiply float32 matrices as bfloat16: lossless for operands that are bfloat16 values."""
     backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before, backend.fp32_precision = backend.fp32_precision, "bf16"
     try:

@@ -1,6 +1,6 @@
 """The two passes as fused Triton kernels (``triton_kernels.py``), for NVIDIA GPUs from Turing on.
 
-A frame is two launches, a pair's projections one matrix product; nothing waits for the device.
+Each frame takes two launches, each pair one matrix product; nothing synchronises with the device.
 """
 
 import importlib.util

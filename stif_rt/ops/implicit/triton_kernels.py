@@ -71,16 +71,16 @@ def hidden_layers(
     """From the first layer's sum (in turns): sine layers 64-64-256, then a linear layer to OUTPUTS without a sine.
 
     first: float32 [M, 64]. weights: its matrices from the second on. vectors: its hidden biases from the second on.
-    bias: float32 [1, OUTPUTS], of the last layer. width: WIDE, unknown to the compiler, which else unrolls the loop
-    beyond the instruction cache. Returns float32 [M, OUTPUTS].
+    bias: float32 [1, OUTPUTS], of the last layer. width: always WIDE, passed at run time so that the loop stays rolled
+    and fits the instruction cache. Returns float32 [M, OUTPUTS].
     """
     x = sine(first).to(dtype)
     x = sine_layer(x, matrix(weights, C, C, C), vector(vectors, C))
     wide = weights + C * C
     last = wide + C * WIDE
     total = tl.broadcast_to(bias, [first.shape[0], OUTPUTS])
-    # A slice's sines do not wait for the product of the slice before: the two run on different units. The slice made in
-    # the last round is not used; leaving it out would take a second copy of the code, and registers for its weights.
+    # Software pipelining: the next slice's sines are computed while the current product runs, on other units. The
+    # last round's slice is not used; leaving it out would take a second copy of the code and registers for its weights.
     part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
     for start in tl.range(0, width, SLICE):
         ahead = tl.minimum(start + SLICE, WIDE - SLICE)
@@ -220,7 +220,7 @@ def read_position(
 ):
     """Normalised coordinates (y, x) to which the flow, or without one the grid, points.
 
-    place: of the flow's x, where y follows. AGAIN: read it from memory rather than keep what was read before.
+    place: of the flow's x, where y follows. AGAIN: load it once more, so that it does not stay in registers.
     """
     u, v = 0.0, 0.0
     if FLOW:
