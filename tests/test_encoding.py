@@ -165,6 +165,15 @@ def test_hdr_is_kept(tmp_path, suffix, codec):
     assert colour.light_level == LIGHT
 
 
+def test_hdr_of_images_becomes_hdr_video(tmp_path):
+    write(tmp_path / "in.mkv", HDR10, "yuv420p10le", "libx265")
+    render(tmp_path / "in.mkv", tmp_path / "images")
+    render(tmp_path / "images", tmp_path / "out.mp4", crf=4)
+    frame = decode(tmp_path / "out.mp4")
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (BT2020, BT2020, PQ, 1)
+    assert (to_rgb(frame, HDR10).rgb - wave().rgb).abs().mean() * 255 < 1
+
+
 def test_hdr_in_eight_bits_is_said(tmp_path):
     write(tmp_path / "in.mkv", HDR10, "yuv420p10le", "libx265")
     rendered = render(tmp_path / "in.mkv", tmp_path / "out.mp4", pix_fmt="yuv420p")

@@ -158,13 +158,10 @@ def to_rgb(frame: av.VideoFrame, colour: Colour, device: torch.device | str = "c
     y = _dequantised(components["y"], storage, luma)
     if storage.grey:
         return Picture(y.clamp_(0, 1).expand(3, *y.shape), alpha)
-    first = _first_sample(colour.siting, storage)
     h, w = y.shape
-    u, v = (
-        enlarge(enlarge(_dequantised(components[c], storage, chroma), 0, h, storage.subsampling[0], first[0]),
-                1, w, storage.subsampling[1], first[1])
-        for c in "uv"
-    )  # fmt: skip
+    (down, across), (top, left) = storage.subsampling, _first_sample(colour.siting, storage)
+    small = (_dequantised(components[letter], storage, chroma) for letter in "uv")
+    u, v = (enlarge(enlarge(plane, 0, h, down, top), 1, w, across, left) for plane in small)
     rgb = y.new_empty(3, h, w)
     for plane, (_, from_u, from_v) in zip(rgb, to_rgb_matrix(colour.matrix).tolist(), strict=True):
         if not from_u:
@@ -202,10 +199,9 @@ def to_components(picture: Picture, colour: Colour, pixel_format: str) -> Compon
     rows = np.linalg.inv(to_rgb_matrix(BT709 if colour.matrix == IDENTITY else colour.matrix)).tolist()
     components["y"] = _quantised(_mixed(rgb, rows[0]), storage, luma)
     if not storage.grey:
-        down, across = storage.subsampling
-        first = _first_sample(colour.siting, storage)
+        (down, across), (top, left) = storage.subsampling, _first_sample(colour.siting, storage)
         for letter, row in zip("uv", rows[1:], strict=True):
-            small = reduce(reduce(_mixed(rgb, row), 0, down, first[0]), 1, across, first[1])
+            small = reduce(reduce(_mixed(rgb, row), 0, down, top), 1, across, left)
             components[letter] = _quantised(small.clamp_(-0.5, 0.5), storage, chroma)
     return components
 

@@ -141,9 +141,10 @@ def choose_encoding(
     pixel_format = _checked_format(pixel_format, codec, offered) or _default_format(codec, colour, offered)
     storage = _layout(pixel_format)
     full_range = colour.full_range and colour.matrix != IDENTITY
+    of_rgb = BT2020 if colour.primaries == BT2020 else BT709
     written = dataclasses.replace(
         colour,
-        matrix=IDENTITY if storage.rgb else BT709 if colour.matrix == IDENTITY else colour.matrix,
+        matrix=IDENTITY if storage.rgb else of_rgb if colour.matrix == IDENTITY else colour.matrix,
         full_range=storage.rgb or pixel_format.startswith("yuvj") or (full_range and not codec.startswith("prores")),
         siting="left",
         bits=storage.bits,
