@@ -1,5 +1,6 @@
 """Sound decoded, stretched and encoded anew, in step with the pictures."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -75,6 +76,8 @@ class SoundEncoder:
         for frame in frames:
             start = self._end if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
             self._end = start + Fraction(frame.samples, frame.sample_rate)
+            if self.length is not None and start - self.origin >= self.length:
+                return
             if self._graph is None:
                 self._format = frame.format.name, frame.layout.name, frame.sample_rate
                 self._graph = self._make_graph(*self._format)
@@ -88,7 +91,8 @@ class SoundEncoder:
     def finish(self) -> "Iterator[av.Packet[Any]]":
         """Gives the rest."""
         if self._graph is not None:
-            self._graph.push(None)
+            with contextlib.suppress(EOFError):  # it has had all that it wants
+                self._graph.push(None)
             yield from self._filtered(self._graph)
             yield from self.stream.encode(None)
 

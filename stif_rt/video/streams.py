@@ -204,11 +204,13 @@ def _try_to_copy(
             container.start_encoding()
             trials[stream.index] = container, _Copier(stream, copy, origin, options, Track(stream.index))
     continuity = Continuity(file, Notices())
-    early = Fraction(0)
+    early: dict[int, Fraction] = {}
     for packet in demuxed(file):
         continuity.correct(packet)
         if packet.stream.type == "audio" and packet.pts is not None and options.audio and not options.start:
-            early = min(early, packet.pts * packet.time_base - origin)
+            length = (packet.duration or 0) * packet.time_base
+            if packet.pts * packet.time_base + length <= origin:
+                early[packet.stream_index] = early.get(packet.stream_index, Fraction(0)) + length
         if packet.stream_index not in trials:
             continue
         container, copier = trials[packet.stream_index]
@@ -216,8 +218,9 @@ def _try_to_copy(
             container.mux(list(copier.feed(packet)))
         except REFUSALS:
             copier.track.refused.add(copier.number)
-    if early < -NOTICED_LOSS:
-        notices.add(f"{-float(early):.2f} s of sound before the first picture are left out")
+    lost = max(early.values(), default=Fraction(0))
+    if lost > NOTICED_LOSS:
+        notices.add(f"{float(lost):.2f} s of sound before the first picture are left out")
     tracks = []
     for container, copier in trials.values():
         with contextlib.suppress(av.FFmpegError):
@@ -268,9 +271,7 @@ def _check_encoder(codec: str, suffix: str) -> None:
             container.add_stream(codec, rate=48000)
             container.start_encoding()
     except (av.FFmpegError, ValueError) as error:
-        raise ValueError(
-            f"--audio-codec {codec}: {suffix} files do not hold that; aac, libopus or flac may fit"
-        ) from error
+        raise ValueError(f"--audio-codec {codec}: {suffix} cannot hold it; try aac, libopus or flac") from error
 
 
 def _can_encode(stream: av.stream.Stream, encoder: str, suffix: str) -> bool:
@@ -366,7 +367,7 @@ def carry_streams(
         yield mux
         failures = sum(worker.failures for worker in workers.values())
         if failures:
-            notices.add(f"{failures} damaged packets of sound are left out")
+            notices.add(f"damaged sound is left out (packets: {failures})")
 
 
 def _output_packets(
