@@ -49,15 +49,19 @@ def test_one_instruction_set_can_be_forced(monkeypatch):
     assert "not in float16" in native.select_isa(torch.float16)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("none.so", "not built"), ("text.so", "cannot be loaded")])
-def test_a_missing_library_is_a_reason(monkeypatch, tmp_path, name, reason):
+@pytest.mark.parametrize(("name", "reason"), [("none.so", "Install one of them"), ("text.so", "cannot be loaded")])
+def test_a_missing_library_is_a_reason_and_a_warning_once(monkeypatch, tmp_path, caplog, name, reason):
     (tmp_path / "text.so").write_text("no library")
     monkeypatch.setattr(native, "LIBRARY", tmp_path / name)
     native.load_library.cache_clear()
     try:
-        assert reason in cpu.unavailable_reason(Config(), torch.device("cpu"), torch.float32)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert reason in cpu.unavailable_reason(Config(), torch.device("cpu"), dtype)
+        assert make_kernels("auto", functions(Config()), torch.device("cpu"), torch.float32).name == "reference"
     finally:
         native.load_library.cache_clear()
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert reason in warning.getMessage()
 
 
 def test_a_forced_set_that_cannot_run_is_an_error(monkeypatch):

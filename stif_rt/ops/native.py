@@ -6,6 +6,7 @@ serves every version of both.
 
 import ctypes
 import functools
+import logging
 import os
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from stif_rt.dtypes import dtype_name
+
+log = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).parent / "libstif_rt_cpu.so"
 ISA_ENV_VAR = "STIF_RT_CPU_ISA"
@@ -188,13 +191,19 @@ class Library:
 
 @functools.cache
 def load_library() -> Library | str:
-    """The library that came with the package, or why there is none."""
+    """The library that came with the package, or why there is none, which a warning says once."""
     if not LIBRARY.exists():
-        return "the native library was not built; it needs GCC or Clang (pip install -v says what went wrong)"
-    try:
-        return Library(LIBRARY)
-    except OSError as error:
-        return f"the native library cannot be loaded: {error}"
+        reason = (
+            "the native library was not built: it needs GCC or Clang. Install one of them, then stif-rt again "
+            "(pip install -v says what went wrong)"
+        )
+    else:
+        try:
+            return Library(LIBRARY)
+        except OSError as error:
+            reason = f"the native library cannot be loaded: {error}"
+    log.warning("PyTorch computes on the CPU, which is many times slower: %s", reason)
+    return reason
 
 
 def select_isa(dtype: torch.dtype) -> tuple[Library, Isa] | str:

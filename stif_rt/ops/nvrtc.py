@@ -2,10 +2,16 @@
 
 import functools
 import hashlib
+import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from stif_rt.errors import CannotRunError, OutOfMemoryError
 from stif_rt.files import cache_folder, read_cache, write_cache
+
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""For each kernel that is compiled: of threads that want the same one, the first compiles it."""
 
 
 def find_source(name: str) -> Path:
@@ -28,11 +34,17 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def compile_source(source_file: Path, architecture: str) -> bytes:
-    """CUDA C++ compiled by NVRTC: a cubin for an architecture like ``sm_86``, PTX for one like ``compute_80``.
+def compile_source(source_file: Path, architecture: str, reuse: bool = True) -> bytes:
+    """CUDA C++ compiled by NVRTC, and kept on disk under the hash of source, architecture and compiler.
 
-    Needs no GPU. Kept on disk under the hash of source, architecture and compiler. Raises RuntimeError with the
-    compiler's own words.
+    Needs no GPU.
+
+    Args:
+        architecture: One like ``sm_86`` for a cubin, one like ``compute_80`` for PTX.
+        reuse: Take what is kept. False replaces it, where the driver has refused it.
+
+    Raises:
+        CannotRunError: NVRTC cannot compile it; the message has its own words.
     """
     from cuda.bindings import nvrtc
 
@@ -41,11 +53,18 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
     key = hashlib.sha256(b"%s %s %s" % (source, architecture.encode(), str(version).encode())).hexdigest()[:32]
     folder = cache_folder()
     cached = folder and folder / f"{source_file.stem}-{architecture}-{key}"
-    kept = read_cache(cached)
-    if kept is not None:
+    with _locks[key]:
+        kept = read_cache(cached) if reuse else None
+        if kept is None:
+            kept = _compile(source, source_file.name, architecture)
+            write_cache(cached, kept)
         return kept
 
-    (program,) = checked(nvrtc.nvrtcCreateProgram(source, source_file.name.encode(), 0, [], []))
+
+def _compile(source: bytes, name: str, architecture: str) -> bytes:
+    from cuda.bindings import nvrtc
+
+    (program,) = checked(nvrtc.nvrtcCreateProgram(source, name.encode(), 0, [], []))
     options = [b"--gpu-architecture=" + architecture.encode(), b"--std=c++17"]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -53,7 +72,8 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
         words = b" " * size
         checked(nvrtc.nvrtcGetProgramLog(program, words))
         reason = " ".join(words.rstrip(b"\0").decode(errors="replace").split())
-        raise RuntimeError(f"NVRTC cannot compile {source_file.name} for {architecture}: {reason}")
+        nvrtc.nvrtcDestroyProgram(program)
+        raise CannotRunError(f"NVRTC cannot compile {name} for {architecture}: {reason}")
     get_size, get = (
         (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
         if architecture.startswith("sm_")
@@ -63,13 +83,19 @@ def compile_source(source_file: Path, architecture: str) -> bytes:
     code = b" " * size
     checked(get(program, code))
     checked(nvrtc.nvrtcDestroyProgram(program))
-    write_cache(cached, code)
     return code
 
 
 def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call to CUDA returns after its status. Raises RuntimeError for a status that is not success."""
+    """What a call to CUDA returns after its status.
+
+    Raises:
+        OutOfMemoryError: The status says so.
+        RuntimeError: Another status that is not success.
+    """
     status, *rest = result
+    if status.name.endswith("OUT_OF_MEMORY"):
+        raise OutOfMemoryError(f"CUDA: {status.name}")
     if status.value != 0:
         raise RuntimeError(f"CUDA: {status.name}")
     return tuple(rest)

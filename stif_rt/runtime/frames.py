@@ -127,15 +127,16 @@ def _to_rgb(x: Tensor, name: str) -> Frame:
 def _wrong_shape(name: str, dtype: str, shape: tuple[int, ...], forms: str) -> str:
     sides = list(shape)
     message = f"{name} is {dtype} and has the shape {sides}; {dtype} frames are {forms}"
-    if len(sides) in (3, 4) and sides[-1] == 4:
-        return f"{message}. Leave transparency out: {name}[..., :3]"
-    if len(sides) in (3, 4) and sides[-3] == 4:
-        return f"{message}. Leave transparency out: {name}[..., :3, :, :]"
-    if len(sides) in (3, 4) and sides[-1] == 3:
-        return f"{message}. Give numpy.moveaxis({name}, -1, -3), or {name}.movedim(-1, -3) of a tensor"
-    if len(sides) in (3, 4) and sides[-3] == 3:
-        return f"{message}. Give numpy.moveaxis({name}, -3, -1)"
-    return message
+    if len(sides) not in (3, 4):
+        return message
+    remedies = {
+        (-1, 3): f"Give numpy.moveaxis({name}, -1, -3), or {name}.movedim(-1, -3) of a tensor",
+        (-3, 3): f"Give numpy.moveaxis({name}, -3, -1)",
+        (-1, 4): f"Leave transparency out: {name}[..., :3]",
+        (-3, 4): f"Leave transparency out: {name}[..., :3, :, :]",
+    }
+    remedy = next((words for (axis, channels), words in remedies.items() if sides[axis] == channels), None)
+    return message if remedy is None else f"{message}. {remedy}"
 
 
 def _wrong_dtype(name: str, dtype: str) -> str:

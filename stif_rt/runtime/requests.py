@@ -71,7 +71,7 @@ def _check_times(t: Times, batch: int | None) -> tuple[Tensor, bool]:
         times = t.detach().float()
     else:
         try:
-            times = torch.from_numpy(np.asarray(t, dtype=np.float64)).float()
+            times = torch.from_numpy(np.asarray("" if t is None else t, dtype=np.float64)).float()  # None were NaN
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"t must be a number in [0, 1] or a sequence of them, not {show(t)}") from error
     largest = 1 if batch is None else 2

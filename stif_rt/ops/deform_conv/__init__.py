@@ -6,13 +6,13 @@ The operation is one node for ``torch.compile`` and export on every device. On C
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from stif_rt.ops import nvrtc
 from stif_rt.ops.deform_conv import cpu, cuda
 from stif_rt.ops.deform_conv.reference import TAPS, deform_conv2d_fallback, deform_conv2d_reference
 
@@ -73,10 +73,17 @@ def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | No
 
 
 @deform_conv2d_op.register_kernel("cuda")
-def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def deform_conv2d_on_cuda(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operation on CUDA tensors: by the kernel, or, where it cannot run, by PyTorch's own form."""
     cuda.check(x, offset, mask, weight, bias)
-    if reason := nvrtc.unavailable_reason():
-        log.warning("PyTorch's own deformable convolution is used, which is slower: %s", reason)
+    if reason := cuda.unavailable_reason(x.device, x.dtype):
+        _warn_of_fallback(reason)
         out = deform_conv2d_reference(x, offset, mask, weight, bias)
         return out.contiguous(memory_format=cuda.memory_format(x))
     return cuda.deform_conv2d(x, offset, mask, weight, bias)
+
+
+@functools.cache
+def _warn_of_fallback(reason: str) -> None:
+    """Once for each reason, not for each of a pair's many convolutions."""
+    log.warning("PyTorch's own deformable convolution is used, which is slower: %s", reason)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stif_rt.errors import CannotRunError, OutOfMemoryError
 from stif_rt.ops import nvrtc
 from stif_rt.ops.deform_conv.reference import TAPS
 
@@ -118,19 +119,41 @@ def empty_output(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((B, weight.shape[0], h, w)).contiguous(memory_format=memory_format(x))
 
 
-def compile_kernel(architecture: str) -> bytes:
+def compile_kernel(architecture: str, reuse: bool = True) -> bytes:
     """The kernels compiled for an architecture; see ``nvrtc.compile_source``."""
-    return nvrtc.compile_source(SOURCE, architecture)
+    return nvrtc.compile_source(SOURCE, architecture, reuse)
+
+
+def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on a GPU, or None. The first call compiles them, which takes a second or two."""
+    if reason := nvrtc.unavailable_reason():
+        return reason
+    with torch.cuda.device(device):
+        loaded = _load(torch.cuda.current_device(), KERNEL_SYMBOLS[dtype])
+    return loaded if isinstance(loaded, str) else None
 
 
 @functools.cache
-def _function(device: int, name: str) -> Any:
-    """The loaded kernel. The caller has made ``device`` the current one."""
+def _load(device: int, name: str) -> Any:
+    """The loaded kernel, or as words why there is none. The caller has made ``device`` the current one."""
     from cuda.bindings import driver
 
     major, minor = torch.cuda.get_device_capability(device)
-    (module,) = nvrtc.checked(driver.cuModuleLoadData(compile_kernel(f"sm_{major}{minor}")))
-    (function,) = nvrtc.checked(driver.cuModuleGetFunction(module, name.encode()))
+    architecture = f"sm_{major}{minor}"
+    try:
+        try:
+            (module,) = nvrtc.checked(driver.cuModuleLoadData(compile_kernel(architecture)))
+        except OutOfMemoryError:
+            raise
+        except CannotRunError as error:
+            return str(error)
+        except RuntimeError:  # what was kept is not what this driver takes
+            (module,) = nvrtc.checked(driver.cuModuleLoadData(compile_kernel(architecture, reuse=False)))
+        (function,) = nvrtc.checked(driver.cuModuleGetFunction(module, name.encode()))
+    except OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return f"the driver cannot load the kernel for {architecture}: {error}"
     return function
 
 
@@ -138,7 +161,9 @@ def _launch(device: torch.device, name: str, grid: Sequence[int], arguments: Seq
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
-        function = _function(torch.cuda.current_device(), name)
+        function = _load(torch.cuda.current_device(), name)
+        if isinstance(function, str):
+            raise CannotRunError(f"the deformable convolution cannot run: {function}")
         values = tuple(a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in arguments)
         types = tuple(ctypes.c_int if isinstance(a, int) else ctypes.c_void_p for a in arguments)
         stream = torch.cuda.current_stream().cuda_stream
