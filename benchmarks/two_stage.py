@@ -36,8 +36,7 @@ class Interpolation:
         return self.of_pairs(self.network.pair, frames, self.of_frames)
 
     def at(self, pair: Any, t: float) -> Tensor:
-        time = torch.tensor([t], dtype=torch.float64, device=pair.first.device)
-        return self.of_times(self.network.at, pair, time)
+        return self.of_times(self.network.at, pair, torch.tensor([t], dtype=torch.float64))
 
 
 class Blend:

@@ -109,6 +109,14 @@ def test_rows_render_only_the_frames_that_the_paper_has_figures_of():
         Reproduction(3, "vid4")
 
 
+def test_a_method_that_is_a_row_is_no_further_row():
+    paper = Reproduction(1, "gopro")
+    given = dict.fromkeys((OURS, "super_slomo+bicubic", "mine"), lambda group: group.truth)
+    made = paper.add_methods(given, {"super_slomo": Path("w")}, lambda path: None, lambda name: None)
+    assert paper.others == {OURS: "this (the bundled weights)", "mine": "mine"}
+    assert made["super_slomo+bicubic"] is given["super_slomo+bicubic"]
+
+
 def test_which_liif_runs_is_said():
     paper, made, _ = reproduce(2, "gopro", ["super_slomo", "liif_rdn", "liif_edsr"])
     assert paper.names["SuperSloMo + LIIF"] == "super_slomo+liif_rdn"

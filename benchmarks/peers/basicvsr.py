@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.warp import moved, read
+from benchmarks.peers.warp import sample, sampling_positions
 from stif_rt.model.encoder import ResidualBlock, conv, leaky
 
 LEVELS = 6
@@ -63,7 +63,7 @@ class SPyNet(nn.Module):
                 up = 2 * F.interpolate(flows[-1], scale_factor=2, mode="bilinear", align_corners=True)
             else:
                 up = torch.zeros_like(of_a[:, :2])
-            flows.append(up + network(torch.cat((of_a, read(of_b, moved(up), border=True), up), 1)))
+            flows.append(up + network(torch.cat((of_a, sample(of_b, sampling_positions(up), border=True), up), 1)))
         return flows
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class BasicVSR(nn.Module):
         B, _, h, w = frames[0].shape
         states = [trunk(frames[0], frames[0].new_zeros(B, self.channels, h, w))]
         for frame, flow in zip(frames[1:], flows, strict=True):
-            states.append(trunk(frame, read(states[-1], moved(flow))))
+            states.append(trunk(frame, sample(states[-1], sampling_positions(flow))))
         return states
 
     def states(self, frames: Tensor) -> tuple[list[Tensor], list[Tensor]]:

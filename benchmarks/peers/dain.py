@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.peers.hourglass import Hourglass
 from benchmarks.peers.interpolator import Call, Interpolator
 from benchmarks.peers.pwcnet import GROWTH, NUMBERS, UNIT, WIDTHS, PWCNet
-from benchmarks.peers.warp import moved, splat
+from benchmarks.peers.warp import sampling_positions, splat
 from stif_rt.model.encoder import conv, upsample2
 
 SIDES = 64
@@ -155,7 +155,7 @@ class Scene(NamedTuple):
     kernels: tuple[Tensor, Tensor]
 
 
-class Made(NamedTuple):
+class Synthesis(NamedTuple):
     """Found for a time: flows [B, 2, H, W] from it to the two frames, these read there, their blend, the picture."""
 
     projected: tuple[Tensor, Tensor]
@@ -206,7 +206,7 @@ class DAIN(Interpolator):
     def render(self, prepared: Scene, t: Tensor) -> Tensor:
         return self.frame(prepared, t).rgb
 
-    def frame(self, scene: Scene, t: Tensor) -> Made:
+    def frame(self, scene: Scene, t: Tensor) -> Synthesis:
         """Everything that is found for a time t, float64 [B, 1, 1, 1], in (0, 1)."""
         dtype = scene.frames[0].dtype
         shares = t.to(dtype), (1 - t).to(dtype)
@@ -219,8 +219,9 @@ class DAIN(Interpolator):
             pictures.append(picture)
             context.append(features)
         blend = shares[1] * pictures[0] + shares[0] * pictures[1]
-        rgb = blend + self.rectifyNet(torch.cat((blend, *pictures, *flows, *scene.kernels, *context), 1))
-        return Made((flows[0], flows[1]), (pictures[0], pictures[1]), blend, rgb)
+        everything = torch.cat((blend, *pictures, *flows, *scene.kernels, *context), 1)
+        rgb = blend + self.rectifyNet(everything.to(dtype))  # projected flows are float32
+        return Synthesis((flows[0], flows[1]), (pictures[0], pictures[1]), blend, rgb)
 
 
 def project(flow: Tensor, weight: Tensor) -> Tensor:
@@ -234,7 +235,7 @@ def project(flow: Tensor, weight: Tensor) -> Tensor:
         [B, 2, H, W]. Where nothing arrives, the mean of the nearest places in the four directions.
     """
     H, W = flow.shape[-2:]
-    x, y = moved(flow).unbind(1)
+    x, y = sampling_positions(flow).unbind(1)
     inside = ((x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1))[:, None]
     values = torch.where(inside, torch.cat((-weight * flow, weight), 1).float(), 0)
     left, top = x.floor().long(), y.floor().long()
@@ -263,8 +264,8 @@ def fill_holes(flow: Tensor, known: Tensor) -> Tensor:
             shape[axis] = values.shape[axis]
             number = torch.arange(values.shape[axis], device=flow.device).view(shape)
             last = torch.where(here, number, -1).cummax(axis).values
-            found = values.gather(axis, last.clamp(min=0).expand_as(values)) * (last >= 0)
-            total += found.flip(axis) if reverse else found
+            nearest = values.gather(axis, last.clamp(min=0).expand_as(values)) * (last >= 0)
+            total += nearest.flip(axis) if reverse else nearest
             count += (last >= 0).flip(axis) if reverse else last >= 0
     return torch.where(known, flow, total / count.clamp(min=1))
 
@@ -281,20 +282,20 @@ def adaptive_warp(image: Tensor, flow: Tensor, kernels: Tensor) -> Tensor:
         [B, C, H, W]; the image itself where the flow leaves it, or is as long as half of it.
     """
     B, C, H, W = image.shape
-    x, y = moved(flow).unbind(1)
+    x, y = sampling_positions(flow).unbind(1)
     u, v = flow.unbind(1)
     valid = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1) & (u.abs() < W / 2) & (v.abs() < H / 2)
     left, top = x.floor(), y.floor()
     across, down = (x - left).to(image.dtype), (y - top).to(image.dtype)
-    left, top = (torch.where(valid, place, 0).long() for place in (left, top))
+    left, top = (torch.where(valid, corner, 0).long() for corner in (left, top))
     pixels = image.movedim(1, -1).reshape(-1, C)
     start = torch.arange(B, device=image.device).view(-1, 1, 1) * (H * W)
     total = torch.zeros_like(pixels)
     for row, column in itertools.product(range(TAPS), range(TAPS)):
         weight = (1 - down if row < TAPS // 2 else down) * (1 - across if column < TAPS // 2 else across)
-        place = start + (top - 1 + row).clamp(0, H - 1) * W + (left - 1 + column).clamp(0, W - 1)
+        index = start + (top - 1 + row).clamp(0, H - 1) * W + (left - 1 + column).clamp(0, W - 1)
         weight = weight * kernels[:, TAPS * row + column]
-        total.addcmul_(pixels[place.flatten()], weight.reshape(-1, 1))
+        total.addcmul_(pixels[index.flatten()], weight.reshape(-1, 1))
     return torch.where(valid[:, None], total.view(B, H, W, C).movedim(-1, 1), image)
 
 

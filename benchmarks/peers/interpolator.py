@@ -87,18 +87,21 @@ class Interpolator(nn.Module):
         return Pair(frames[:, middle - 1], frames[:, middle], prepared, padding)
 
     def at(self, pair: Pair, t: Tensor) -> Tensor:
-        """[B, 3, h, w] at times t [B]; the frames themselves at 0 and 1. Raises ValueError for other times."""
+        """[B, 3, h, w] at times t [B]; the frames themselves at 0 and 1. Raises ValueError for other times.
+
+        Times on the CPU spare a GPU the wait for their comparison.
+        """
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"{self.label} makes frames from 0 to 1, not at {t.tolist()}")
-        t = t.double().view(-1, 1, 1, 1)
+        inside = bool(((t > 0) & (t < 1)).any())
+        t = t.double().view(-1, 1, 1, 1).to(pair.first.device)
         ends = torch.where(t == 0, pair.first, pair.second)
-        between = (t > 0) & (t < 1)
-        if not bool(between.any()):
+        if not inside:
             return ends
         left, right, top, bottom = pair.padding
         picture = self.render(pair.prepared, t)
         picture = picture[..., top : picture.shape[-2] - bottom, left : picture.shape[-1] - right]
-        return torch.where(between, picture, ends)
+        return torch.where((t > 0) & (t < 1), picture, ends)
 
     def forward(self, frames: Tensor, times: Tensor | Sequence[float]) -> Tensor:
         """Frames between two frames.
@@ -113,7 +116,7 @@ class Interpolator(nn.Module):
         Raises:
             ValueError: For other shapes or times.
         """
-        times = torch.as_tensor(times, device=frames.device)
+        times = torch.as_tensor(times)
         times = times.expand(len(frames), -1) if times.ndim == 1 else times
         if times.ndim != 2 or len(times) != len(frames):
             raise ValueError(f"times are [B, T] for frames [B, N, 3, h, w], not {list(times.shape)}")

@@ -141,13 +141,16 @@ class LIIF(nn.Module):
         """
         first, last = self.first, self.imnet.layers[-1]
         h, w = cells.shape[:2]
-        places, weights = self.neighbours(position, (h, w))
+        indices, weights = self.neighbours(position, (h, w))
         hidden = 0
         flat = cells.reshape(h * w, -1)
         sizes = cell.to(flat.dtype) @ first.weight[:, UNFOLDED + 2 :].T + first.bias
-        for place, weight in zip(places, weights, strict=True):
-            offset = (2 * (position - place)).to(flat.dtype)
-            x = flat[(place[:, 0] * w + place[:, 1]).long()] + offset @ first.weight[:, UNFOLDED : UNFOLDED + 2].T
+        for cell_index, weight in zip(indices, weights, strict=True):
+            offset = (2 * (position - cell_index)).to(flat.dtype)
+            x = (
+                flat[(cell_index[:, 0] * w + cell_index[:, 1]).long()]
+                + offset @ first.weight[:, UNFOLDED : UNFOLDED + 2].T
+            )
             hidden = hidden + weight.to(flat.dtype)[:, None] * self.imnet.layers[1:-1](x + sizes)
         return last(hidden)
 
@@ -158,12 +161,12 @@ class LIIF(nn.Module):
         share = position - below
         most = position.new_tensor(size) - 1
         low, high = below.clamp(min=0).minimum(most), (below + 1).clamp(min=0).minimum(most)
-        places, weights = [], []
+        indices, weights = [], []
         for row, y in ((low, 1 - share), (high, share)):
             for column, x in ((low, 1 - share), (high, share)):
-                places.append(torch.stack((row[:, 0], column[:, 1]), 1))
+                indices.append(torch.stack((row[:, 0], column[:, 1]), 1))
                 weights.append(y[:, 0] * x[:, 1])
-        return places, weights
+        return indices, weights
 
     def forward(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """A picture at another size.
@@ -192,8 +195,8 @@ class LIIF(nn.Module):
         cell = torch.tensor((2 * h / H, 2 * w / W), device=cells.device)
         step = max(1, QUERIES // W)
         rows = [torch.cartesian_prod(part, x) for part in y.split(step)]
-        made = torch.cat([self.colours(cells, position, cell) for position in rows])
-        return made.T.view(3, H, W) / 2 + 0.5
+        colours = torch.cat([self.colours(cells, position, cell) for position in rows])
+        return colours.T.view(3, H, W) / 2 + 0.5
 
 
 def liif_edsr() -> LIIF:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.warp import moved, read
+from benchmarks.peers.warp import sample, sampling_positions
 from stif_rt.model.encoder import conv, leaky
 
 NUMBERS = ("One", "Two", "Thr", "Fou", "Fiv", "Six")
@@ -43,7 +43,7 @@ class Extractor(nn.Module):
 
 
 class Flow(NamedTuple):
-    """A decoder's result: flow [B, 2, h, w] in units of 20 pixels, and the map that it was made from."""
+    """A decoder's result: flow [B, 2, h, w] in units of 20 pixels, and the map that it was samples from."""
 
     flow: Tensor
     features: Tensor
@@ -93,12 +93,12 @@ class Decoder(nn.Module):
 
 def masked_warp(image: Tensor, flow: Tensor, least: float, aligned_corners: bool) -> Tensor:
     """The image read where the flow points; zero where less than ``least`` of a reading lies inside."""
-    position = moved(flow)
+    positions = sampling_positions(flow)
     if not aligned_corners:
-        size = position.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
-        position = position * size / (size - 1) - 0.5
-    made = read(torch.cat((image, torch.ones_like(image[:, :1])), 1), position)
-    return made[:, :-1] * (made[:, -1:] > least)
+        size = positions.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
+        positions = positions * size / (size - 1) - 0.5
+    samples = sample(torch.cat((image, torch.ones_like(image[:, :1])), 1), positions)
+    return samples[:, :-1] * (samples[:, -1:] > least)
 
 
 class Refiner(nn.Module):
@@ -137,9 +137,9 @@ class PWCNet(nn.Module):
 
     def flow(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
         """[B, 2, H/4, W/4]: where each point of frame a is in frame b, from the features of both."""
-        found: Flow | None = None
+        estimate: Flow | None = None
         for level in range(len(WIDTHS), 1, -1):
             decoder = self.get_submodule(f"module{NUMBERS[level - 1]}")
-            found = decoder(a[level - 1], b[level - 1], found, self.least, self.aligned_corners)
-        assert found is not None
-        return found.flow + self.moduleRefiner(found.features)
+            estimate = decoder(a[level - 1], b[level - 1], estimate, self.least, self.aligned_corners)
+        assert estimate is not None
+        return estimate.flow + self.moduleRefiner(estimate.features)

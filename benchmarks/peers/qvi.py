@@ -33,7 +33,7 @@ class Motion(NamedTuple):
     flow23: Tensor | None
 
 
-class Made(NamedTuple):
+class Synthesis(NamedTuple):
     """What is found for a time, all [B, C, h, w]: flows of the inner frames to it, the same reversed (to be read with),
     these after the adaptive filter, the share of the first frame, and the picture."""
 
@@ -117,7 +117,7 @@ class QVI(Interpolator):
     def render(self, prepared: Motion, t: Tensor) -> Tensor:
         return self.frame(prepared, t).rgb
 
-    def frame(self, motion: Motion, t: Tensor) -> Made:
+    def frame(self, motion: Motion, t: Tensor) -> Synthesis:
         """Everything that is found for a time t, float64 [B, 1, 1, 1], in (0, 1)."""
         first, second = motion.frames.unbind(1)
         flow12, flow21 = motion.flow12, motion.flow21
@@ -126,7 +126,7 @@ class QVI(Interpolator):
 
         warped = self.warp(first, to_first), self.warp(second, to_second)
         guesses = (first, second, *warped, flow12, flow21, to_first, to_second)
-        features = self.refinenet.features(torch.cat(guesses, 1))
+        features = self.refinenet.features(torch.cat(guesses, 1).to(first.dtype))  # reversed flows are float32
         correction = self.refinenet.last(features)
         offsets = FARTHEST * correction[:, 4:].tanh()
         to_first_refined = self.warp(to_first, offsets[:, :2]) + correction[:, 0:2]
@@ -137,7 +137,7 @@ class QVI(Interpolator):
         of_first, of_second = (1 - t).to(mask.dtype) * mask, t.to(mask.dtype) * (1 - mask)
         blend = (of_first * warped[0] + of_second * warped[1]) / (of_first + of_second)
         refined = to_first_refined, to_second_refined
-        return Made(forward, (to_first, to_second), refined, mask, blend + self.means)
+        return Synthesis(forward, (to_first, to_second), refined, mask, blend + self.means)
 
     def warp(self, image: Tensor, flow: Tensor) -> Tensor:
         return warp_by_size(image, flow, self.aligned_corners)

@@ -63,10 +63,10 @@ class SuperSloMo(Interpolator):
         to_first = -out * forward + back * backward
         to_second = across * forward - out * backward
         guesses = (to_second, to_first, self.warp(second, to_second), self.warp(first, to_first))
-        made = self.interp(torch.cat((first, second, forward, backward, *guesses), 1))
-        to_first = to_first + made[:, 0:2]
-        to_second = to_second + made[:, 2:4]
-        visible = made[:, 4:5].sigmoid()
+        output = self.interp(torch.cat((first, second, forward, backward, *guesses), 1))
+        to_first = to_first + output[:, 0:2]
+        to_second = to_second + output[:, 2:4]
+        visible = output[:, 4:5].sigmoid()
         of_first, of_second = (1 - t).to(frames.dtype) * visible, t.to(frames.dtype) * (1 - visible)
         blend = of_first * self.warp(first, to_first) + of_second * self.warp(second, to_second)
         return blend / (of_first + of_second) + self.means, visible

@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def moved(flow: Tensor) -> Tensor:
+def sampling_positions(flow: Tensor) -> Tensor:
     """Each pixel's own position plus its flow, float32 [B, 2, H, W]."""
     H, W = flow.shape[-2:]
     y, x = (torch.arange(n, device=flow.device, dtype=torch.float32) for n in (H, W))
     return torch.stack((x + flow[:, 0].float(), y[:, None] + flow[:, 1].float()), 1)
 
 
-def read(image: Tensor, position: Tensor, border: bool = False) -> Tensor:
-    """Bilinear reading of an image at positions.
+def sample(image: Tensor, positions: Tensor, border: bool = False) -> Tensor:
+    """Bilinear samples of an image.
 
     Args:
         image: [B, C, H, W].
-        position: float32 [B, 2, H, W], in pixels, horizontal before vertical.
+        positions: float32 [B, 2, H, W], in pixels, horizontal before vertical.
         border: Whether positions outside are limited to the picture; otherwise neighbours outside count as zero.
 
     Returns:
         [B, C, H, W], of the image's dtype.
     """
-    size = position.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
-    grid = ((2 * position + 1) / size - 1).movedim(1, -1)
+    size = positions.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
+    grid = ((2 * positions + 1) / size - 1).movedim(1, -1)
     padding = "border" if border else "zeros"
     return F.grid_sample(image.float(), grid, padding_mode=padding, align_corners=False).to(image.dtype)
 
@@ -46,11 +46,11 @@ def warp_by_size(image: Tensor, flow: Tensor, aligned_corners: bool) -> Tensor:
     Returns:
         [B, C, H, W].
     """
-    position = moved(flow)
+    positions = sampling_positions(flow)
     if not aligned_corners:
-        return read(image, position - 0.5)
-    size = position.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
-    return read(image, position / size * (size - 1))
+        return sample(image, positions - 0.5)
+    size = positions.new_tensor((image.shape[-1], image.shape[-2])).view(2, 1, 1)
+    return sample(image, positions / size * (size - 1))
 
 
 def splat(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -66,6 +66,6 @@ def splat(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     H, W = values.shape[-2:]
     inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)
-    place = torch.where(inside, y * W + x, 0)[:, None].expand_as(values).flatten(2)
+    index = torch.where(inside, y * W + x, 0)[:, None].expand_as(values).flatten(2)
     kept = torch.where(inside[:, None], values, 0).flatten(2)
-    return torch.zeros_like(kept).scatter_add_(2, place, kept).view_as(values)
+    return torch.zeros_like(kept).scatter_add_(2, index, kept).view_as(values)

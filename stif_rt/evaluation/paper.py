@@ -75,9 +75,9 @@ class Reproduction:
                 self.notes[row.label].append(f"run as {method}; the paper does not say with which encoder")
             if method == "stif":
                 method = OURS
-                self.others.pop(OURS)
-            elif method not in made:
+            if method not in made:
                 made[method] = model(files[method]) if method in MODELS else peer(method)
+            self.others.pop(method, None)
             self.names[row.label] = method
         return made
 
