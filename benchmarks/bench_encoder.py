@@ -58,4 +58,4 @@ def test_encoder(measure: Any, case: Case, engine: str, config: str, device: str
     flop = flop_per_pixel(config) * pixels
     name = f"encoder {config}, {case.name}"
     found = measure(name, lambda: run(frames), device, dtype, flop, moved)
-    assert found.shape == (case.batch, 3, 64, *padded(case))
+    assert found.maps.shape == (case.batch, 3, 64, *padded(case))

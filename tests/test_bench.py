@@ -37,6 +37,7 @@ def frames(methods, name, time_scale, size=(32, 48)):
         return [frame.reshape(3, *size) for frame in method.frames(method.encode(FRAMES), time_scale, size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_makes_all_frames_of_a_pair(methods, name):
     made = frames(methods, name, 4)
@@ -50,6 +51,7 @@ def test_runtime_and_plain_model_make_the_same_frames(methods):
         torch.testing.assert_close(ours, plain.clamp(0, 1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_peers_make_the_frames_that_are_asked_for(methods):
     zooming, tmnet, both = (methods(Line(name, "float32")) for name in ("zooming_slowmo", "tmnet", "super_slomo+edvr"))
@@ -111,6 +113,7 @@ def light(monkeypatch):
 CHOICE = ("--method", "stif-rt", "--method", "bicubic", "--method", "tmnet", "--time-scale", "2", "--time-scale", "5")
 
 
+@pytest.mark.slow
 def test_figure3_writes_everything_and_marks_failures(light, tmp_path):
     content = run(tmp_path, *CHOICE, "--rounds", "2")
     made = [(s["method"], s["time_scale"], s["round"]) for s in content["samples"] if "error" not in s]
@@ -131,6 +134,7 @@ def test_figure3_writes_everything_and_marks_failures(light, tmp_path):
     assert "11,312,698" in text
 
 
+@pytest.mark.slow
 def test_figure3_goes_on_where_it_ended(light, tmp_path):
     before = run(tmp_path, *CHOICE, "--rounds", "1")["samples"]
     after = run(tmp_path, *CHOICE, "--rounds", "2", "--method", "stif")["samples"]
@@ -214,13 +218,14 @@ def test_speed_at_other_sizes():
     assert (larger.encode, larger.render) == (4.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "auto"])
 def test_quick(monkeypatch, capsys, dtype):
     monkeypatch.setattr(speed_module, "SECONDS_PER_MODEL", 0)
     options = ["--size", "24x16", "--scale", "2", "--device", "cpu"] + (["--dtype", dtype] if dtype else [])
     status, out, err = call(monkeypatch, capsys, "bench", "quick", *options)
     assert status == 0, err
-    fastest = str(choose_dtype(CPU)).removeprefix("torch.")
+    fastest = str(choose_dtype("auto", CPU)).removeprefix("torch.")
     assert f"24x16 to 48x32, 8 times the frames, {fastest}" in out
     for name in ("│ stif-s ", "│ stif ", "frames/s"):
         assert name in out
@@ -232,6 +237,7 @@ def test_quick_says_what_a_size_looks_like(monkeypatch, capsys):
     assert "--size 24: give WIDTHxHEIGHT" in err
 
 
+@pytest.mark.slow
 def test_figures_need_the_checkout(monkeypatch, capsys, tmp_path, light):
     options = (
         "--method",
@@ -254,6 +260,7 @@ def test_figures_need_the_checkout(monkeypatch, capsys, tmp_path, light):
     assert "source code" in err
 
 
+@pytest.mark.slow
 def test_figure3_runs_as_a_module():
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "benchmarks.figure3", "--output", "unused", "--size", "5x5"]

@@ -50,6 +50,7 @@ def bundle(made, tmp_path):
     return shutil.copytree(made, tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_manifest_says_what_is_in_it(bundle, compact_model):
     manifest = read_bundle(bundle).manifest
     assert manifest.config == compact_model.config
@@ -97,6 +98,7 @@ def test_round_trip_on_the_command_line(monkeypatch, capsys, tmp_path, traced):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_python_m_writes_onnx_of_the_whole_network(tiny_model, tmp_path):
     import onnxruntime
 
@@ -123,6 +125,7 @@ def test_torch_bundle(monkeypatch, capsys, tmp_path, frames):
     assert runtime.render(0.5).shape == (3, 18, 21)
 
 
+@pytest.mark.slow
 def test_verify(monkeypatch, capsys, bundle):
     results = verify(read_bundle(bundle), ["onnx:cpu", "torch"])
     assert [result.engine for result in results] == ["onnx:cpu", "onnx:cpu", "torch", "torch"]
@@ -281,6 +284,7 @@ def test_tensorrt_needs_a_gpu_to_build(tmp_path, compact_model, traced):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph):
     """Built without a GPU, refused with a reason where none can run it, and built again."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, of the extra rtx")

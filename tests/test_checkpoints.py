@@ -30,6 +30,7 @@ def plain() -> STIF:
     return fill_model(STIF(Config(**TINY)))
 
 
+@pytest.mark.slow
 def test_paper_model(paper_model, tmp_path):
     torch.save(paper_model.state_dict(), tmp_path / "latest_G.pth")
     loaded = load_model(tmp_path / "latest_G.pth")

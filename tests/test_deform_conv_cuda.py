@@ -72,6 +72,7 @@ def assert_as_good_as_pytorch(actual, given):
     assert error.abs().max() <= 2 * plain.abs().max() + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -85,6 +86,7 @@ def test_kernel_matches_torchvision(emulated):
     torch.testing.assert_close(emulate(emulated, *given), by_torchvision(*given), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_does_not_race(emulated, dtype):
     given = arguments(SHAPES["several blocks"], dtype)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from helpers.models import TINY, fill_model
 
@@ -14,6 +15,7 @@ def engine(kind, **options):
     return kind(fill_model(STIF(Config(**TINY))).encoder, CPU, torch.float32, **options)
 
 
+@pytest.mark.slow
 def test_compiled_encoder_equals_the_eager_one():
     """Traced as for a GPU, deformable convolutions included, but run by PyTorch."""
     frames = torch.rand(1, 2, 3, 8, 12)
@@ -22,6 +24,7 @@ def test_compiled_encoder_equals_the_eager_one():
     assert compiled.failures == 0
 
 
+@pytest.mark.slow
 def test_compiled_encoder_runs_eagerly_where_it_cannot_be_compiled(caplog):
     frames = torch.rand(1, 2, 3, 8, 12)
 

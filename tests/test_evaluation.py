@@ -438,6 +438,7 @@ def test_errors_of_the_command_line(evaluated, monkeypatch, capsys, arguments, m
     assert message in err
 
 
+@pytest.mark.slow
 def test_the_console_script_finds_modules_of_the_current_folder(evaluated):
     (evaluated / "mynet.py").write_text(
         "import torch\ndef f(frames, times, size): return torch.zeros(len(times), 3, *size)\n"

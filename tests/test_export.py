@@ -68,6 +68,7 @@ def test_compact_encoder_at_any_size(compact_model, compact_graph, form):
         torch.testing.assert_close(features(running, frames), encode(compact_model, frames), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_paper_encoder(paper_model, paper_graph):
     frames = random_frames(*FIXED.typical)
     expected = encode(paper_model, frames)
@@ -86,6 +87,7 @@ def test_opsets(compact_model, compact_graph, form, opset):
     torch.testing.assert_close(features(session(graph), frames), encode(compact_model, frames), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["standard", "grid-sample"])
 def test_float16(compact_model, compact_half, form):
     running = session(graphs.finish(compact_half, form, 20))
@@ -106,6 +108,7 @@ def test_positions_of_half_precision_are_float32(compact_half):
     assert {types[name] for node in sampled for name in node.input} == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_weights(half_graphs, dtype, form):
@@ -150,6 +153,7 @@ def test_file_describes_itself(compact_model, compact_graph, tmp_path):
     assert b"encoder.py" not in (tmp_path / "encoder.onnx").read_bytes()  # no paths of the machine that exported it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"grid": "centres", "residual": True}, {"single_function": True}])
 def test_whole_network_at_any_size(monkeypatch, fields):
     """Another encoder stands in, to be quick; test_bundles.py has the real one."""
@@ -228,6 +232,7 @@ def paper_half(paper_model):
     return graphs.encoder_graph(paper_model.encoder, paper_model.config, torch.float16, RANGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stif-s-dcn", "stif"])
 def test_tensorrt_rtx_builds_the_encoder(rtx, request, name, tmp_path):
     """Dynamic shapes, float16."""

@@ -32,6 +32,7 @@ def errors(found, exact):
     return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     ("function", "plain"), [(siren.sine_layer, plain_sine), (siren.linear, F.linear)], ids=["sine", "linear"]

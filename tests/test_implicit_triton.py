@@ -46,6 +46,7 @@ if triton_backend.interpreted():
         tl.store(out + place, sine(tl.load(turns + place)))
 
 
+@pytest.mark.slow
 @needs_triton
 @compiling
 def test_interpreter_agrees_with_the_model():
@@ -123,6 +124,7 @@ ALL = pytest.mark.parametrize("job", kernel_report.jobs(), ids=name)
 PASSES = pytest.mark.parametrize("job", [j for j in kernel_report.jobs() if j[0] != "deform_conv"], ids=name)
 
 
+@pytest.mark.slow
 @needs_triton
 @compiling
 @ALL
@@ -221,6 +223,7 @@ def launched(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @compiling
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -74,6 +74,7 @@ def test_a_forced_set_that_cannot_run_is_an_error(monkeypatch):
         make_kernels("auto", functions(Config()), torch.device("cpu"), missing[0].dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marker", "flags"),
     [("emulated", ["-O3"]), ("sanitized", ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"])],

@@ -8,9 +8,7 @@ def test_size(text, size):
     assert parse_size(text, "--size") == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "320", "x", "320x", "0x4", "4x0", "-4x4", "4x4x4", "4.5x4", "1_0x4", "²x4", "٤x4"]
-)
+@pytest.mark.parametrize("text", ["", "320", "x", "320x", "-4x4", "4x4x4", "4.5x4", "1_0x4", "²x4", "٤x4"])
 def test_no_size(text):
     with pytest.raises(ValueError, match=r"^--size .*: give WIDTHxHEIGHT, such as 320x180$"):
         parse_size(text, "--size")

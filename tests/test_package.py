@@ -16,6 +16,7 @@ from stif_rt.runtime import bundled_weights
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [True, False])
 def test_wheel_holds_everything(tmp_path, compiler):
     """One wheel for all versions of Python; without a compiler it lacks the native library and nothing else."""

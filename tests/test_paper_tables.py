@@ -168,6 +168,7 @@ def test_trivial_stages_are_the_baseline(setup):
         torch.testing.assert_close(made[0], torch.lerp(first, second, t), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"), [("qvi+basicvsr", (128, 160)), ("super_slomo+liif_edsr", (50, 90)), ("blend+edvr", (24, 20))]
 )
@@ -209,6 +210,7 @@ def test_rows_with_one_interpolator_share_its_frames(setup, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_zooming_slowmo_twice_for_sixteen_times_the_size(setup):
     method = find_method("zooming_slowmo").build(setup)

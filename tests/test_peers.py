@@ -100,6 +100,7 @@ def along_times(network, prepared, times):
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_qvi():
     expected = golden("qvi")
@@ -122,6 +123,7 @@ def test_qvi():
     assert_close(network(frames, times[None]), expected["rgb_half_pixel"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_dain():
     expected = golden("dain")
@@ -151,6 +153,7 @@ def test_dain_pads_as_the_published_programs():
     assert padding(64, 192) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_basicvsr():
     expected = golden("basicvsr")
@@ -172,6 +175,7 @@ def test_basicvsr_takes_any_number_and_size():
     assert network(torch.rand(1, 2, 3, 1, 1)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["liif_edsr", "liif_rdn"])
 @torch.no_grad()
 def test_liif(name):
@@ -272,6 +276,7 @@ INTERPOLATORS = {"super_slomo": 2, "qvi": 4, "dain": 2}
 """How many frames each takes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERPOLATORS)
 @torch.no_grad()
 def test_interpolators_are_alike(name):

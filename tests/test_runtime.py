@@ -193,6 +193,7 @@ BAD_FRAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD_FRAMES)
 def test_bad_frames(runtime, kind):
     frame, error, said = BAD_FRAMES[kind]

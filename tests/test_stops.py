@@ -98,6 +98,7 @@ def kill(*numbers):
 CASES = [("in.mp4", "out.mp4"), ("images", "out")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), CASES)
 @pytest.mark.parametrize(
     ("signals", "status"),
@@ -160,6 +161,7 @@ def test_failures_midway_keep_finished_segments(
     assert same(decoded(target), uninterrupted[source])
 
 
+@pytest.mark.slow
 def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, uninterrupted):
     """Killed at any time: what lies there is finished segments, and files that the next run removes."""
     target = tmp_path / "out.mp4"
@@ -257,6 +259,7 @@ def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterru
     assert same(decoded(target), uninterrupted["in.mp4"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", ">&- 2>&-"])
 @pytest.mark.parametrize("form", ["plain"])
 def test_standard_error_that_is_gone_ends_nothing(tmp_path, folder, uninterrupted, closing, form):

@@ -190,6 +190,7 @@ def test_a_head_that_is_not_trained_stays_as_it_is(clips, tmp_path):
     assert not [name for name in changed if name.startswith("velocity_head.")]
 
 
+@pytest.mark.slow
 def test_only_the_head_is_trained_on_flow_alone(clips, tmp_path):
     """And it learns: the same batch again and again, of still pictures in motion."""
     recipe = Recipe(
@@ -277,6 +278,7 @@ def test_loss():
     assert charbonnier(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.0])).item() == pytest.approx(1.5005, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumed_run_equals_an_unbroken_one(clips, tmp_path, average, workers):
@@ -301,6 +303,7 @@ def test_resumed_run_equals_an_unbroken_one(clips, tmp_path, average, workers):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_training_learns(clips, tmp_path):
     options = dataclasses.replace(SMALL, stage_one=30, stage_two=0, batch=4, period=60, save_every=100)
     losses: list[float] = []
@@ -308,6 +311,7 @@ def test_training_learns(clips, tmp_path):
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
 
+@pytest.mark.slow
 def test_flow_is_learnt_from_known_motion(clips):
     """One batch, again and again: the first in which things move by half a pixel or more."""
     recipe = dataclasses.replace(RECIPE, synthetic=1.0, largest_motion=2.0)
@@ -325,6 +329,7 @@ def test_flow_is_learnt_from_known_motion(clips):
     assert errors[-1] < 0.6 * errors[0]
 
 
+@pytest.mark.slow
 def test_mixed_precision_runs(clips, tmp_path):
     options = dataclasses.replace(SMALL, precision="bfloat16")
     losses: list[float] = []
@@ -414,6 +419,7 @@ COMMAND = (
 )
 
 
+@pytest.mark.slow
 def test_command_line(clips, tmp_path):
     output = tmp_path / "run"
     pictures = write_images(tmp_path / "pictures", [picture(0, (30, 40))])
@@ -448,6 +454,7 @@ def test_curve_joins_runs(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(clips, tmp_path):
     """One step of two processes with one window each is one step on the mean of both windows' gradients."""
     output = tmp_path / "run"
@@ -480,6 +487,7 @@ def run_command(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_recipe_file_gives_the_options(clips, tmp_path):
     """What is given beside it counts more; a finished run that is resumed says so."""
     recipe = tmp_path / "recipe.toml"

@@ -33,7 +33,7 @@ BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
     """(width, height) from WIDTHxHEIGHT; ``option`` names it in errors."""
-    match = re.fullmatch(r"([1-9][0-9]{0,8})[xX]([1-9][0-9]{0,8})", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", text.strip())
     if match is None:
         raise ValueError(f"{option} {text}: give WIDTHxHEIGHT, such as 320x180")
     return int(match[1]), int(match[2])
