@@ -1,6 +1,7 @@
 """The paper's tables, run again: rows, what they wait for, and the methods of the source checkout."""
 
 import collections
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -294,6 +295,21 @@ def test_table_3_from_the_command_line(evaluate, files, tmp_path):
         assert re.search(pattern, text), text
         assert re.search(pattern, out)
     assert "waits" not in text
+
+
+def test_table_4_runs_every_design(evaluate, files, tmp_path):
+    """Weights of each row by its name; what design they are is read from the files."""
+    tiny = {"front_blocks": 0, "back_blocks": 0, "recurrent": False, "upsampling_head": False}
+    given = []
+    for name in ("stif", "stif-f", "stif-m", "stif-single"):
+        save_model(STIF(dataclasses.replace(CONFIGS[name], **tiny)), tmp_path / f"{name}.safetensors")
+        given += ["--weights", f"{name}={tmp_path / name}.safetensors"]
+    status, out, error = evaluate("--table", 4, *given)
+    assert status == 0, error
+    for row in TABLES[4].rows:
+        assert re.search(rf"\| {re.escape(row.label)} \| [\d.]+ / -?[\d.]+ \(paper", out), out
+    assert "this" not in out
+    assert "waits" not in out
 
 
 def test_a_row_that_cannot_do_it_is_noted(evaluate, files):
