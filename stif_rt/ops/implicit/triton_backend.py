@@ -1,6 +1,7 @@
 """The two passes as fused Triton kernels (``triton_kernels.py``), for NVIDIA GPUs from Turing on.
 
-Each frame takes two launches, each pair one matrix product; nothing synchronises with the device.
+Each frame takes two launches (several times of a pair as many as one, or one more where F is shared by them), each pair
+one matrix product; nothing synchronises.
 """
 
 import importlib.util
@@ -8,33 +9,29 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stif_rt.geometry import Box, Geometry, in_output_pixels
-from stif_rt.model.config import CHANNELS, Config
+from stif_rt.geometry import Box, Geometry, cell_count
+from stif_rt.model.config import CHANNELS, WIDTHS, Config
 from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.ops.implicit.interface import Projections, require_contiguous, unsupported
+from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells
+from stif_rt.ops.implicit.interface import Projections, require_contiguous
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
-FIELDS: tuple[str, ...] = ()
-"""Fields of the configuration beyond the paper's that the kernels compute, whatever their values."""
-
 OLDEST = (7, 5)
-WIDE = 256
 PADDED = 16
-"""Width of the last hidden layers, and of a last layer with few outputs, as in the kernels."""
+"""Width of an output layer with few channels, as in the kernels."""
 
 
 @dataclass(frozen=True)
 class Launch:
     """Launch configuration of one kernel. Nothing of it changes the result by more than rounding.
 
-    rows, columns: output pixels of a tile. part: columns of a 256-wide layer that are worked on at a time.
+    rows, columns: output pixels of a tile. part: columns of a wide layer that are worked on at a time.
     warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
     """
 
@@ -109,7 +106,11 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
             return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 7.5 or later"
         if dtype == torch.bfloat16 and capability < (8, 0):
             return "the GPU is older than bfloat16 (compute capability 8.0); use float16 or float32"
-    return unsupported(config, FIELDS)
+    for name in WIDTHS:
+        layers, most = Layers.of(getattr(config, name)), 2 if name == "decoder_widths" else 1
+        if layers is None or (layers.last and most == 1):
+            return f"{name} {getattr(config, name)} have more than {most} layers from the first one wider than 64 on"
+    return None
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
@@ -120,34 +121,64 @@ def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype
         return TritonKernels(fold(functions.to(device).float(), TURNS), dtype, chosen)
 
 
+class Layers(NamedTuple):
+    """The hidden layers of a SIREN as the kernels run them, after the first of 64 sines.
+
+    plain: how many have 64. wide, last: widths of the one or two that follow, rounded up to a power of two; 0 for none.
+    """
+
+    plain: int
+    wide: int
+    last: int
+
+    @classmethod
+    def of(cls, widths: tuple[int, ...]) -> "Layers | None":
+        """None where a third layer would follow one that is wider than 64."""
+        plain = next((n for n, width in enumerate(widths[1:]) if width != CHANNELS), len(widths) - 1)
+        wider = [_padded_width(width) for width in widths[1 + plain :]]
+        return cls(plain, *wider, *[0] * (2 - len(wider))) if len(wider) <= 2 else None
+
+
+def _padded_width(width: int) -> int:
+    return 1 << (width - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class PackedSiren:
     """One network as the kernels read it: matrices in the dtype, vectors in float32 (see ``triton_kernels``)."""
 
     matrices: Tensor
     vectors: Tensor
+    layers: Layers
 
 
 def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
+    """Lays a network out as ``triton_kernels`` says. Sines that pad a layer read nothing and are read by nothing."""
+    layers = Layers.of((CHANNELS, *(len(bias) for _, bias in network.hidden)))
+    assert layers is not None
     located = network.local is not None and network.local.shape[1] == 2
     matrices: list[Tensor] = []
-    vectors = [network.time, network.bias]
+    vectors = [network.time, network.scale, network.bias]
     if network.local is not None:
         columns = network.local.T  # [inputs, 64]
         (vectors if located else matrices).append(columns)
+    inputs = CHANNELS
     for weight, bias in network.hidden:
-        matrices.append(weight.T)
-        vectors.append(bias)
+        outputs = _padded_width(len(bias))
+        matrices.append(F.pad(weight, (0, inputs - weight.shape[1], 0, outputs - len(bias))).T)
+        vectors.append(F.pad(bias, (0, outputs - len(bias))))
+        inputs = outputs
     weight, bias = network.output
-    empty = -len(weight) % PADDED
+    weight, empty = F.pad(weight, (0, inputs - weight.shape[1])), -len(weight) % PADDED
     vectors.append(F.pad(bias, (0, empty)))
-    if len(weight) == 3:
+    if layers.last:
         vectors.append(weight)
     else:
         matrices.append(F.pad(weight, (0, 0, 0, empty)).T)
     return PackedSiren(
         torch.cat([matrix.reshape(-1) for matrix in matrices]).to(dtype),
         torch.cat([vector.reshape(-1) for vector in vectors]),
+        layers,
     )
 
 
@@ -169,25 +200,53 @@ class TritonKernels:
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         B, _, _, h, w = features.maps.shape
-        pixels = torch.cat((features.maps.flatten(1, 2), frames.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
+        shrunk = at_cells(frames, self.config.feature_stride)
+        pixels = torch.cat((features.maps.flatten(1, 2), shrunk.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
         maps = pixels.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
         sif, tif, decoder = maps.view(-1, B, h, w, CHANNELS).split(self.counts)
         images = frames.movedim(2, -1).float().contiguous()
-        return Projections(tuple(sif), tuple(tif), tuple(decoder), images)
+        velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
+        return Projections(tuple(sif), tuple(tif), tuple(decoder), images, velocity)
 
     def implicit(
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         require_contiguous(projections, times, feature)
-        shape = (*times.shape, box.height, box.width)
-        feature = None if self.sif is None else times.new_empty((*shape, CHANNELS), dtype=self.dtype)
-        flow = None if self.tif is None else times.new_empty((*shape, 4))
-        located = self.tif if self.sif is None else self.sif
-        if located is None:
+        if self.sif is None and self.tif is None:
             return None, None
+        size = (box.height, box.width)
+        flow = None if self.tif is None else times.new_empty((*times.shape, *size, 4))
+        if self.sif is None or feature is not None:
+            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
+            return feature, flow
+        shared = not self.config.sif_time and times.shape[1] > 1
+        counts = (len(times), 1) if shared else times.shape
+        feature = times.new_empty((*counts, *size, CHANNELS), dtype=self.dtype)
+        if shared:  # F at one time, then the flow at all of them
+            first = times[:, :1].contiguous()
+            self._launch_implicit(projections, first, geometry, box, feature, None, computed=True)
+            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
+        else:
+            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=True)
+        return feature, flow
+
+    def _launch_implicit(
+        self,
+        projections: Projections,
+        times: Tensor,
+        geometry: Geometry,
+        box: Box,
+        feature: Tensor | None,
+        flow: Tensor | None,
+        computed: bool,
+    ) -> None:
+        """Pass 1: F where ``computed``, else it is read where there is one; and the flow where there is room for it."""
+        located = self.tif if self.sif is None else self.sif
+        assert located is not None
         (located_map,) = projections.tif if self.sif is None else projections.sif
         tif, tif_map = (located, located_map) if self.tif is None else (self.tif, projections.tif[0])
         vertical, horizontal = geometry.vertical, geometry.horizontal
+        h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
             "implicit_kernel",
             self.launches.implicit,
@@ -195,6 +254,7 @@ class TritonKernels:
             times,
             located_map=located_map,
             tif_map=tif_map,
+            velocity=projections.velocity,
             located_weights=located.matrices,
             located_vectors=located.vectors,
             tif_weights=tif.matrices,
@@ -203,12 +263,25 @@ class TritonKernels:
             **{f"{name}_x": getattr(horizontal, name) for name in ("cells", "relative", "positions")},
             feature=feature,
             flow=flow,
-            h=geometry.inputs[0],
-            w=geometry.inputs[1],
-            SIF=feature is not None,
+            h=h,
+            w=w,
+            pixel_size=geometry.pixel_size,
+            unit_y=vertical.flow_unit,
+            unit_x=horizontal.flow_unit,
+            stride=float(vertical.stride),
+            scale_y=vertical.scale,
+            scale_x=horizontal.scale,
+            sif_wide=located.layers.wide,
+            tif_wide=tif.layers.wide,
+            SIF=computed and feature is not None,
+            GIVEN=not computed and feature is not None,
             TIF=flow is not None,
+            VELOCITY=projections.velocity is not None,
+            SIF_PLAIN=located.layers.plain,
+            SIF_WIDE=located.layers.wide,
+            TIF_PLAIN=tif.layers.plain,
+            TIF_WIDE=tif.layers.wide,
         )
-        return feature, None if flow is None else in_output_pixels(flow, geometry)
 
     def decode(
         self,
@@ -227,6 +300,8 @@ class TritonKernels:
         out = times.new_empty(shape, dtype=output)
         maps = projections.decoder or (None, None)
         vertical, horizontal = geometry.vertical, geometry.horizontal
+        h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
+        plain, wide, last = self.decoder.layers
         launch(
             "decode_kernel",
             self.launches.decode,
@@ -240,8 +315,13 @@ class TritonKernels:
             weights=self.decoder.matrices,
             vectors=self.decoder.vectors,
             out=out,
-            h=geometry.inputs[0],
-            w=geometry.inputs[1],
+            features_per_pair=1 if feature is None else feature.shape[1],
+            h=h,
+            w=w,
+            extent_y=vertical.extent,
+            extent_x=horizontal.extent,
+            frame_h=geometry.inputs[0],
+            frame_w=geometry.inputs[1],
             H=geometry.outputs[0],
             W=geometry.outputs[1],
             box_top=box.top,
@@ -252,10 +332,17 @@ class TritonKernels:
             step_y=vertical.step,
             origin_x=horizontal.origin,
             step_x=horizontal.step,
+            pixel_size=geometry.pixel_size,
+            wide=wide,
             FEATURE=feature is not None,
             FLOW=flow is not None,
             AGGREGATION=self.config.aggregation,
             RESIDUAL=self.config.residual,
+            BICUBIC=self.config.bicubic,
+            BLEND=self.config.blend,
+            PLAIN=plain,
+            WIDE=wide,
+            LAST=last,
         )
         return out
 
@@ -274,7 +361,6 @@ def launch(name: str, configuration: Launch, box: Box, times: Tensor, **argument
             left=box.left,
             height=box.height,
             width=box.width,
-            wide=WIDE,
             **configuration.constants,
             **configuration.options,
         )

@@ -1,13 +1,15 @@
 """The two fused passes, as Triton kernels; ``stif_rt.ops.implicit.triton_backend`` launches them.
 
-A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. The 256-wide layers are
-consumed SLICE columns at a time, so that their activations never are whole in registers. Products take their operands
-in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
+A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. The first layer of a SIREN
+has 64 sines; PLAIN layers of 64 follow, then one of WIDE sines and one of LAST, either of which may be missing (0). The
+wide one is consumed SLICE columns at a time, so that its activations never are whole in registers. Products take their
+operands in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
 
 Layout of a network's parameters, which ``triton_backend.pack`` writes: ``weights`` holds its matrices
-[inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's column for the time,
-its bias, its two columns for the relative position where it has them, the hidden biases, and the output's bias. The
-last layer of few outputs is padded to PADDED; the decoder's is in ``vectors``, row by row, after its bias.
+[inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's columns for the time
+and for the size of a pixel, its bias, its two columns for the relative position where it has them, the hidden biases,
+and the output's bias. A layer of 192 is padded to 256, an output of few channels to PADDED; of a decoder with a LAST
+layer the output's matrix is in ``vectors``, row by row, after its bias.
 """
 
 import os
@@ -18,7 +20,6 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 """Triton's interpreter knows no inline assembly."""
 C = tl.constexpr(64)  # channels
-WIDE = tl.constexpr(256)  # width of the last hidden layers
 PADDED = tl.constexpr(16)  # outputs of a last layer with few of them: the smallest matrix product
 LIMIT = tl.constexpr(1 - 1e-6)  # of normalised coordinates
 TWO_PI = tl.constexpr(6.283185307179586)
@@ -65,28 +66,58 @@ def sine_layer(x, weight, bias):
 
 
 @triton.jit
-def hidden_layers(
-    first, weights, vectors, bias, width, OUTPUTS: tl.constexpr, SLICE: tl.constexpr, dtype: tl.constexpr
-):
-    """From the first layer's sum (in turns): sine layers 64-64-256, then a linear layer to OUTPUTS without a sine.
+def first_bias(vectors, t, pixel_size):
+    """What the first layer adds at every pixel. float32 [1, 64]."""
+    return vector(vectors, C) * t + vector(vectors + C, C) * pixel_size + vector(vectors + 2 * C, C)
 
-    first: float32 [M, 64]. weights: its matrices from the second on. vectors: its hidden biases from the second on.
-    bias: float32 [1, OUTPUTS], of the last layer. width: always WIDE, passed at run time so that the loop stays rolled
-    and fits the instruction cache. Returns float32 [M, OUTPUTS].
+
+@triton.jit
+def wide_layer(x, weights, vectors, bias, width, OUTPUTS: tl.constexpr, WIDE: tl.constexpr, SLICE: tl.constexpr):
+    """A sine layer from 64 to WIDE, then a linear layer to OUTPUTS without a sine. float32 [M, OUTPUTS].
+
+    x: [M, 64]. weights: both matrices. vectors: the sine layer's bias. bias: float32 [1, OUTPUTS]. width: always WIDE,
+    passed at run time, because the compiler would unroll the loop beyond the instruction cache.
     """
-    x = sine(first).to(dtype)
-    x = sine_layer(x, matrix(weights, C, C, C), vector(vectors, C))
-    wide = weights + C * C
-    last = wide + C * WIDE
-    total = tl.broadcast_to(bias, [first.shape[0], OUTPUTS])
-    # Software pipelining: the next slice's sines are computed while the current product runs, on other units. The
-    # last round's slice is not used; leaving it out would take a second copy of the code and registers for its weights.
-    part = sine_layer(x, matrix(wide, C, SLICE, WIDE), vector(vectors + C, SLICE))
+    last = weights + C * WIDE
+    total = tl.broadcast_to(bias, [x.shape[0], OUTPUTS])
+    # Software pipelining: a slice's sines are computed while the product of the slice before runs on another unit. The
+    # slice made in the last round is not used; leaving it out would take a second copy of the code, and registers.
+    part = sine_layer(x, matrix(weights, C, SLICE, WIDE), vector(vectors, SLICE))
     for start in tl.range(0, width, SLICE):
         ahead = tl.minimum(start + SLICE, WIDE - SLICE)
-        following = sine_layer(x, matrix(wide + ahead, C, SLICE, WIDE), vector(vectors + C + ahead, SLICE))
+        following = sine_layer(x, matrix(weights + ahead, C, SLICE, WIDE), vector(vectors + ahead, SLICE))
         total = multiply_add(part, matrix(last + start * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
         part = following
+    return total
+
+
+@triton.jit
+def hidden_layers(
+    first,
+    weights,
+    vectors,
+    width,
+    OUTPUTS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    WIDE: tl.constexpr,
+    SLICE: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """From the first layer's pre-activation (in turns): PLAIN and WIDE sine layers, then a linear layer to OUTPUTS.
+
+    first: float32 [M, 64]. weights: the matrices from the second layer on. vectors: the biases from the second layer
+    on, that of OUTPUTS included. width: see ``wide_layer``. Returns float32 [M, OUTPUTS].
+    """
+    x = sine(first).to(dtype)
+    for n in tl.static_range(PLAIN):
+        x = sine_layer(x, matrix(weights + n * C * C, C, C, C), vector(vectors + n * C, C))
+    weights += PLAIN * C * C
+    vectors += PLAIN * C
+    bias = vector(vectors + WIDE, OUTPUTS)
+    if WIDE > 0:
+        total = wide_layer(x, weights, vectors, bias, width, OUTPUTS, WIDE, SLICE)
+    else:
+        total = multiply_add(x, matrix(weights, C, OUTPUTS, OUTPUTS), tl.broadcast_to(bias, [first.shape[0], OUTPUTS]))
     return total
 
 
@@ -135,10 +166,27 @@ def tile_pixels(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.minimum(row, height - 1), tl.minimum(column, width - 1), exists
 
 
-@triton.jit(do_not_specialize=["times_per_pair", "h", "w", "top", "left", "height", "width", "wide"])
+@triton.jit
+def velocity_at(velocity, first_pixel, y, x, height, width):
+    """Bilinear sample (x, y) of a velocity [height, width, 2] with the border repeated. float32 [M] each."""
+    row, down = split_position(tl.minimum(tl.maximum(y, 0.0), height - 1.0))
+    column, right = split_position(tl.minimum(tl.maximum(x, 0.0), width - 1.0))
+    # the four neighbours' two components side by side: [M, 8]
+    lane = tl.arange(0, 8)[None, :]
+    lower, beyond, component = lane // 4, lane // 2 % 2, lane % 2
+    row = tl.minimum(tl.maximum(row[:, None] + lower, 0), height - 1)
+    column = tl.minimum(tl.maximum(column[:, None] + beyond, 0), width - 1)
+    weight = tl.where(lower == 1, down[:, None], 1 - down[:, None])
+    weight *= tl.where(beyond == 1, right[:, None], 1 - right[:, None])
+    value = weight * tl.load(velocity + (first_pixel + (row * width + column)) * 2 + component)
+    return tl.sum(tl.where(component == 0, value, 0.0), 1), tl.sum(tl.where(component == 1, value, 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["times_per_pair", "h", "w", "top", "left", "height", "width", "sif_wide", "tif_wide"])
 def implicit_kernel(
     located_map,
     tif_map,
+    velocity,
     located_weights,
     located_vectors,
     tif_weights,
@@ -159,18 +207,34 @@ def implicit_kernel(
     left,
     height,
     width,
-    wide,
+    pixel_size,
+    unit_y,
+    unit_x,
+    stride,
+    scale_y,
+    scale_x,
+    sif_wide,
+    tif_wide,
     SIF: tl.constexpr,
+    GIVEN: tl.constexpr,
     TIF: tl.constexpr,
+    VELOCITY: tl.constexpr,
+    SIF_PLAIN: tl.constexpr,
+    SIF_WIDE: tl.constexpr,
+    TIF_PLAIN: tl.constexpr,
+    TIF_WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """Pass 1: F = SIF(nearest(P), relative position, t), flow = TIF(F, bilinear(P_tif), t).
+    """Pass 1: F = SIF(nearest(P), relative position, t), flow = TIF(F, bilinear(P_tif), t) + the velocity's flow.
 
-    located: the network that sees the relative position: SIF, or without SIF ("-s") the one that makes the flow.
+    The velocity's flow at time t is (-t V, (1 - t) V) with V = v(x - (t - 1/2) v(x)). SIF: F is computed. GIVEN: F
+    [pairs, height, width, 64] is read instead. Neither ("-s"): TIF sees the relative position itself.
+    located: the network that sees the relative position. h, w: cells of the maps and of the velocity. stride: pixels of
+    the frames in a cell. unit: what TIF counts in, and scale: an input pixel, both in output pixels.
     Reads per pixel 128 B of the SIF projection and 512 B of the TIF projection in half precision, nearly all of it from
-    the cache; writes 128 B of F and 16 B of flow. Floor: 63 k multiply-adds and 768 sines.
+    the cache; writes 128 B of F and 16 B of flow. Floor with the paper's widths: 63 k multiply-adds and 768 sines.
     """
     dtype: tl.constexpr = located_weights.dtype.element_ty
     row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
@@ -181,29 +245,36 @@ def implicit_kernel(
     channels = tl.arange(0, C)[None, :]
     out = (frame * height + row) * width + column  # int64
 
-    cell = (pair * h + tl.load(cells_y + y)) * w + tl.load(cells_x + x)
-    first = tl.load(located_map + cell[:, None] * C + channels).to(tl.float32)
-    first += vector(located_vectors, C) * t + vector(located_vectors + C, C)
-    first += tl.load(relative_y + y)[:, None] * vector(located_vectors + 2 * C, C)
-    first += tl.load(relative_x + x)[:, None] * vector(located_vectors + 3 * C, C)
-    biases = located_vectors + 4 * C
-    if SIF:
-        sif = hidden_layers(first, located_weights, biases, vector(biases + C + WIDE, C), wide, C, SLICE, dtype).to(
-            dtype
-        )
-        tl.store(feature + out[:, None] * C + channels, sif, mask=exists[:, None])
-        if TIF:
-            first = bilinear(tif_map, pair * h * w, tl.load(positions_y + y), tl.load(positions_x + x), h, w, C)
-            first += vector(tif_vectors, C) * t + vector(tif_vectors + C, C)
-            first = multiply_add(sif, matrix(tif_weights, C, C, C), first)
-            biases = tif_vectors + 2 * C
-            weights = tif_weights + C * C
+    if GIVEN:
+        given = (pair * height + row) * width + column
+        sif = tl.load(feature + given[:, None] * C + channels)
     else:
-        weights = located_weights
+        cell = (pair * h + tl.load(cells_y + y)) * w + tl.load(cells_x + x)
+        first = tl.load(located_map + cell[:, None] * C + channels).to(tl.float32)
+        first += first_bias(located_vectors, t, pixel_size)
+        first += tl.load(relative_y + y)[:, None] * vector(located_vectors + 3 * C, C)
+        first += tl.load(relative_x + x)[:, None] * vector(located_vectors + 4 * C, C)
+    weights, biases = located_weights, located_vectors + 5 * C
+    if SIF:
+        sif = hidden_layers(first, weights, biases, sif_wide, C, SIF_PLAIN, SIF_WIDE, SLICE, dtype).to(dtype)
+        tl.store(feature + out[:, None] * C + channels, sif, mask=exists[:, None])
     if TIF:
-        found = hidden_layers(first, weights, biases, vector(biases + C + WIDE, PADDED), wide, PADDED, SLICE, dtype)
+        if SIF or GIVEN:
+            first = bilinear(tif_map, pair * h * w, tl.load(positions_y + y), tl.load(positions_x + x), h, w, C)
+            first += first_bias(tif_vectors, t, pixel_size)
+            first = multiply_add(sif, matrix(tif_weights, C, C, C), first)
+            weights, biases = tif_weights + C * C, tif_vectors + 3 * C
+        counted = hidden_layers(first, weights, biases, tif_wide, PADDED, TIF_PLAIN, TIF_WIDE, SLICE, dtype)
         component = tl.arange(0, PADDED)[None, :]
-        tl.store(flow + out[:, None] * 4 + component, found, mask=exists[:, None] & (component < 4))
+        counted *= tl.where(component % 2 == 0, unit_x, unit_y)
+        if VELOCITY:
+            back = (t - 0.5) / stride
+            near_y, near_x = tl.load(positions_y + y), tl.load(positions_x + x)
+            u, v = velocity_at(velocity, pair * h * w, near_y, near_x, h, w)
+            u, v = velocity_at(velocity, pair * h * w, near_y - back * v, near_x - back * u, h, w)
+            moved = tl.where(component % 2 == 0, (u * scale_x)[:, None], (v * scale_y)[:, None])
+            counted += tl.where(component < 2, -t, 1 - t) * moved
+        tl.store(flow + out[:, None] * 4 + component, counted, mask=exists[:, None] & (component < 4))
 
 
 @triton.jit
@@ -216,15 +287,15 @@ def warp(pixel, flow, origin, step):
 
 @triton.jit
 def read_position(
-    flow, place, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, AGAIN: tl.constexpr
+    flow, flow_offset, row, column, origin_y, step_y, origin_x, step_x, FLOW: tl.constexpr, RELOAD: tl.constexpr
 ):
     """Normalised coordinates (y, x) to which the flow, or without one the grid, points.
 
-    place: of the flow's x, where y follows. AGAIN: load it once more, so that it does not stay in registers.
+    flow_offset: of the flow's x, where y follows. RELOAD: a volatile load, so that the flow does not stay in registers.
     """
     u, v = 0.0, 0.0
     if FLOW:
-        u, v = tl.load(flow + place, volatile=AGAIN), tl.load(flow + place + 1, volatile=AGAIN)
+        u, v = tl.load(flow + flow_offset, volatile=RELOAD), tl.load(flow + flow_offset + 1, volatile=RELOAD)
     return warp(row, v, origin_y, step_y), warp(column, u, origin_x, step_x)
 
 
@@ -245,10 +316,31 @@ def bilinear_colour(image, y, x, h, w):
     return upper * (1 - down) + lower * down
 
 
+@triton.jit
+def cubic_weight(distance):
+    """Keys' cubic convolution kernel with a = -3/4, for distances in [0, 2]."""
+    near = (1.25 * distance - 2.25) * distance * distance + 1
+    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+    return tl.where(distance <= 1, near, far)
+
+
+@triton.jit
+def cubic_taps(y, x, h, w):
+    """The sixteen neighbours of positions in a frame [h, w] with the border repeated: pixels and weights, [M, 16]."""
+    row, down = split_position(y)
+    column, right = split_position(x)
+    tap = tl.arange(0, 16)[None, :]
+    i, j = tap // 4 - 1, tap % 4 - 1
+    weight = cubic_weight(tl.abs(down[:, None] - i)) * cubic_weight(tl.abs(right[:, None] - j))
+    row = tl.minimum(tl.maximum(row[:, None] + i, 0), h - 1)
+    column = tl.minimum(tl.maximum(column[:, None] + j, 0), w - 1)
+    return row * w + column, weight
+
+
 @triton.jit(
     do_not_specialize=[
-        *("times_per_pair", "h", "w", "H", "W", "top", "left", "height", "width"),
-        *("box_top", "box_left", "box_height", "box_width", "wide"),
+        *("times_per_pair", "features_per_pair", "h", "w", "frame_h", "frame_w", "H", "W", "top", "left", "height"),
+        *("width", "box_top", "box_left", "box_height", "box_width", "wide"),
     ]
 )
 def decode_kernel(
@@ -262,8 +354,13 @@ def decode_kernel(
     times,
     out,
     times_per_pair,
+    features_per_pair,
     h,
     w,
+    extent_y,
+    extent_x,
+    frame_h,
+    frame_w,
     H,
     W,
     top,
@@ -278,20 +375,30 @@ def decode_kernel(
     step_y,
     origin_x,
     step_x,
+    pixel_size,
     wide,
     FEATURE: tl.constexpr,
     FLOW: tl.constexpr,
     AGGREGATION: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    BICUBIC: tl.constexpr,
+    BLEND: tl.constexpr,
+    PLAIN: tl.constexpr,
+    WIDE: tl.constexpr,
+    LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """Pass 2: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) at the positions p0, p1 to which the flow points.
+    """Pass 2: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) + s frame0(p0) + (1 - s) frame1(p1), where p0 and p1 are
+    the positions to which the flow points, and s = 1 - t, or with BLEND and m the decoder's fourth output
+    s = (1 - t) / (1 - t + t exp(-2 m)).
 
+    features_per_pair: times of F, 1 where it does not depend on the time. h, w: cells of the maps, of which extent lie
+    from edge to edge of the frames.
     Reads per pixel 16 B of flow and, nearly all of it from the cache, 2 kB of F and the projections in half precision;
-    writes 12 B, planar float32, or 3 B, interleaved uint8, by the dtype of ``out``. Floor: 95 k multiply-adds and 640
-    sines.
+    writes 12 B, planar float32, or 3 B, interleaved uint8, by the dtype of ``out``. Floor with the paper's widths: 95 k
+    multiply-adds and 640 sines.
     """
     dtype: tl.constexpr = weights.dtype.element_ty
     row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
@@ -300,40 +407,54 @@ def decode_kernel(
     t = tl.load(times + frame)
     pixel = (frame * height + row) * width + column  # int64
 
-    first = tl.broadcast_to(vector(vectors, C) * t + vector(vectors + C, C), [ROWS * COLUMNS, C])
+    first = tl.broadcast_to(first_bias(vectors, t, pixel_size), [ROWS * COLUMNS, C])
+    feature_frame = pair * features_per_pair + tl.minimum(frame - pair * times_per_pair, features_per_pair - 1)
     for k in tl.static_range(2):
-        place = pixel * 4 + 2 * k
-        y, x = read_position(flow, place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
+        offset = pixel * 4 + 2 * k
+        y, x = read_position(flow, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
         if FEATURE:
             rows, columns = to_pixels(y, H) - box_top, to_pixels(x, W) - box_left
-            sample = bilinear(feature, frame * box_height * box_width, rows, columns, box_height, box_width, C)
+            first_pixel = feature_frame * box_height * box_width
+            sample = bilinear(feature, first_pixel, rows, columns, box_height, box_width, C)
             first = multiply_add(sample.to(dtype), matrix(weights + k * C * C, C, C, C), first)
         if AGGREGATION:
             maps = decoder_map1 if k else decoder_map0
-            first += bilinear(maps, pair * h * w, to_pixels(y, h), to_pixels(x, w), h, w, C)
+            first += bilinear(maps, pair * h * w, to_pixels(y, extent_y), to_pixels(x, extent_x), h, w, C)
 
     matrices = weights + (2 * C * C if FEATURE else 0)
-    biases = vectors + 2 * C
-    bias = vector(biases + C + WIDE, WIDE)
-    last = sine(hidden_layers(first, matrices, biases, bias, wide, WIDE, SLICE, dtype))
-
+    biases = vectors + 3 * C
     channel = tl.arange(0, PADDED)[None, :]
-    rgb = tl.broadcast_to(vector(biases + C + 2 * WIDE, PADDED), [ROWS * COLUMNS, PADDED])
-    output = biases + C + 2 * WIDE + PADDED  # three outputs are too few for a matrix product
-    for k in tl.static_range(3):
-        colour = tl.sum(last * vector(output + k * WIDE, WIDE), 1)
-        rgb += tl.where(channel == k, colour[:, None], 0.0)
+    if LAST > 0:
+        last = sine(hidden_layers(first, matrices, biases, wide, LAST, PLAIN, WIDE, SLICE, dtype))
+        biases += PLAIN * C + WIDE + LAST
+        rgb = tl.broadcast_to(vector(biases, PADDED), [ROWS * COLUMNS, PADDED])
+        output = biases + PADDED  # three or four outputs are too few for a matrix product
+        for k in tl.static_range(4 if BLEND else 3):
+            colour = tl.sum(last * vector(output + k * LAST, LAST), 1)
+            rgb += tl.where(channel == k, colour[:, None], 0.0)
+    else:
+        rgb = hidden_layers(first, matrices, biases, wide, PADDED, PLAIN, WIDE, SLICE, dtype)
 
     if RESIDUAL:
         # Last, and from a flow read again, so that nothing of it takes registers from the network.
+        share = tl.full([ROWS * COLUMNS], 1.0, tl.float32) * (1 - t)
+        if BLEND:
+            m = tl.sum(tl.where(channel == 3, rgb, 0.0), 1)
+            m = tl.where(m > -8, tl.minimum(m, 8.0), -8.0)
+            share = (1 - t) / (1 - t + t * tl.exp(-2 * m))
         for k in tl.static_range(2):
-            place = pixel * 4 + 2 * k
-            y, x = read_position(flow, place, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
-            rows, columns = to_pixels(y, h), to_pixels(x, w)
-            image = frames + (pair * 2 + k) * h * w * 3
-            share = t if k else 1 - t
+            offset = pixel * 4 + 2 * k
+            y, x = read_position(flow, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
+            rows, columns = to_pixels(y, frame_h), to_pixels(x, frame_w)
+            image = frames + (pair * 2 + k) * frame_h * frame_w * 3
+            if BICUBIC:
+                tap, weight = cubic_taps(rows, columns, frame_h, frame_w)
             for n in tl.static_range(3):
-                colour = share * bilinear_colour(image + n, rows, columns, h, w)
+                if BICUBIC:
+                    colour = tl.sum(weight * tl.load(image + tap * 3 + n), 1)
+                else:
+                    colour = bilinear_colour(image + n, rows, columns, frame_h, frame_w)
+                colour *= (1 - share) if k else share
                 rgb += tl.where(channel == n, colour[:, None], 0.0)
 
     wanted = exists[:, None] & (channel < 3)
