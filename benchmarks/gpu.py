@@ -121,11 +121,13 @@ def main() -> None:
         found: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
         found |= encoder(model, parse_dtype(name), device) | frame(model, name)
         if gpu is not None:
+            network = options.model if options.model in kernel_report.NETWORKS else "stif"
+            reports = [
+                kernel_report.compile_triton(kernel, gpu.capability, name, network) for kernel in kernel_report.KERNELS
+            ]
             found["roofline"] = {
-                kernel.removesuffix("_kernel"): max(
-                    kernel_report.roofline(kernel_report.compile_triton(kernel, gpu.capability, name), gpu).values()
-                )
-                for kernel in kernel_report.KERNELS
+                report.kernel.removesuffix("_kernel"): max(kernel_report.roofline(report, gpu).values())
+                for report in reports
             }
         results[name] = found
         print(json.dumps({name: found}, indent=2))

@@ -8,6 +8,7 @@ prints registers, shared memory, resident warps and instructions. The time is a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
@@ -20,14 +21,39 @@ from typing import Any
 
 import torch
 
-from stif_rt.ops.implicit.triton_backend import WIDE, Launch, launches
+from stif_rt.model.config import CHANNELS, CONFIGS, Config
+from stif_rt.ops.implicit.triton_backend import PADDED, Launch, Layers, launches
 
 FRAME = (720, 1280)
 DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}
 KERNELS = ("implicit_kernel", "decode_kernel")
-MULTIPLY_ADDS = {"implicit_kernel": 65_536, "decode_kernel": 94_208}
-"""Per output pixel, in matrix products: TIF's four outputs padded to 16, the decoder's three left to FMA."""
-SINES = {"implicit_kernel": 768, "decode_kernel": 640}
+NETWORKS = {"stif": Config(residual=True), **{name: CONFIGS[name] for name in ("stif-s", "stif-i")}}
+"""What is compiled; the paper's decoder with the residual, the larger form."""
+
+
+def layers_of(config: Config, name: str) -> Layers:
+    layers = Layers.of(getattr(config, f"{name}_widths"))
+    assert layers is not None
+    return layers
+
+
+def work(kernel: str, config: Config) -> tuple[int, int]:
+    """Multiply-adds in matrix products, and sines, per output pixel.
+
+    Outputs of few channels are padded to 16; those of a decoder with a last layer are left to FMA.
+    """
+
+    def network(name: str, inputs: int, outputs: int) -> tuple[int, int]:
+        layers = layers_of(config, name)
+        widths = [width for width in (layers.wide, layers.last) if width]
+        sizes = [CHANNELS] * (1 + layers.plain) + widths + ([] if layers.last else [outputs])
+        products = inputs * CHANNELS + sum(a * b for a, b in itertools.pairwise(sizes))
+        return products, CHANNELS * (1 + layers.plain) + sum(widths)
+
+    if kernel == "decode_kernel":
+        return network("decoder", 2 * CHANNELS, PADDED)
+    sif, tif = network("sif", 0, CHANNELS), network("tif", CHANNELS, PADDED)
+    return sif[0] + tif[0], sif[1] + tif[1]
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,7 @@ class Report:
     """One compiled kernel. counts: instructions that a warp executes, by opcode; the others are of a block."""
 
     kernel: str
+    network: str
     capability: int
     dtype: str
     registers: int
@@ -122,7 +149,7 @@ def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[
             types[name] = "constexpr"
         elif parameter.do_not_specialize:
             types[name] = "i32"
-        elif name.startswith(("origin", "step")):
+        elif name.startswith(("origin", "step", "extent", "unit", "scale")) or name in ("pixel_size", "stride"):
             types[name] = "fp32"
         else:
             types[name] = "*i64" if name in integers else f"*{dtype}" if name in (*half, "weights") else "*fp32"
@@ -130,10 +157,28 @@ def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[
     return types, attributes
 
 
+def flags_of(kernel: str, config: Config) -> dict[str, bool | int]:
+    """The constants by which a kernel becomes a network's."""
+    if kernel == "implicit_kernel":
+        flags: dict[str, bool | int] = {"SIF": True, "GIVEN": False, "TIF": True, "VELOCITY": config.motion}
+        for name in ("sif", "tif"):
+            layers = layers_of(config, name)
+            flags |= {f"{name.upper()}_PLAIN": layers.plain, f"{name.upper()}_WIDE": layers.wide}
+        return flags
+    plain, wide, last = layers_of(config, "decoder")
+    flags = dict.fromkeys(("FEATURE", "FLOW", "AGGREGATION", "RESIDUAL"), True)
+    return flags | {"BICUBIC": config.bicubic, "BLEND": config.blend, "PLAIN": plain, "WIDE": wide, "LAST": last}
+
+
 def compile_triton(
-    kernel: str, capability: int, dtype: str, launch: Launch | None = None, **without: bool | None
+    kernel: str,
+    capability: int,
+    dtype: str,
+    network: str = "stif",
+    launch: Launch | None = None,
+    **without: bool | int | None,
 ) -> Report:
-    """Compiles one pass for a GPU; the decoder with the residual, the larger form. without: flags and maps it lacks."""
+    """Compiles one pass of one of NETWORKS for a GPU. without: flags and maps that differ, or are missing."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -142,24 +187,27 @@ def compile_triton(
 
     torch_dtype, name = DTYPES[dtype]
     if launch is None:
-        chosen = launches(divmod(capability, 10), torch_dtype)
-        launch = chosen.implicit if kernel == "implicit_kernel" else chosen.decode
-    flags = ("SIF", "TIF") if kernel == "implicit_kernel" else ("FEATURE", "FLOW", "AGGREGATION", "RESIDUAL")
-    constants = {**dict.fromkeys(flags, True), **launch.constants, **without}
+        launch = launches(divmod(capability, 10), torch_dtype).of(kernel, layers_of(NETWORKS[network], "decoder"))
+    flags = flags_of(kernel, NETWORKS[network]) | without
+    constants = {**flags, **launch.constants}
+    if kernel == "implicit_kernel" and not flags["VELOCITY"]:
+        constants["velocity"] = None
     function = getattr(triton_kernels, kernel)
     types, attributes = signature(function, name, constants)
     source = ASTSource(function, types, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    widest = max(width for name, width in flags.items() if name.endswith("WIDE") and width is not None)
     return analyse(
         compiled.asm["cubin"],
         kernel=kernel,
+        network=network,
         capability=capability,
         dtype=dtype,
         shared=compiled.metadata.shared,
         threads=32 * launch.warps,
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         pixels=launch.rows * launch.columns,
-        trips=WIDE // launch.part,
+        trips=max(1, widest // launch.part),
     )
 
 
@@ -171,6 +219,7 @@ def compile_deform_conv(capability: int, dtype: str) -> Report:
     return analyse(
         code,
         kernel=f"deform_conv_{dtype}",
+        network="stif",
         capability=capability,
         dtype=dtype,
         shared=0,
@@ -252,7 +301,7 @@ def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dic
     """Milliseconds that each unit needs for a frame."""
     warps = pixels / report.pixels * report.threads / 32
     per_ms = gpu.multiprocessors * gpu.clock * 1e6  # clocks of all multiprocessors in a millisecond
-    matrix = 2 * max(report.multiply_adds, MULTIPLY_ADDS[report.kernel]) * pixels
+    matrix = 2 * max(report.multiply_adds, work(report.kernel, NETWORKS[report.network])[0]) * pixels
     tensor = bool(report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"})
     # weights and gathered maps come from the second-level cache, what is streamed also from memory
     streamed = {"implicit_kernel": 64 * 2 + 16, "decode_kernel": 64 * 2 + 16 + 12}[report.kernel]
@@ -272,25 +321,31 @@ def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dic
     }
 
 
-def build(job: tuple[str, int, str]) -> Report:
-    kernel, capability, dtype = job
+Job = tuple[str, int, str, str]
+"""Kernel, capability, dtype, network."""
+
+
+def build(job: Job) -> Report:
+    kernel, capability, dtype, network = job
     if kernel == "deform_conv":
         return compile_deform_conv(capability, dtype)
-    return compile_triton(kernel, capability, dtype)
+    return compile_triton(kernel, capability, dtype, network)
 
 
-def jobs(dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[tuple[str, int, str]]:
-    """Every kernel for every generation, where the generation has the dtype."""
+def jobs(dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Job]:
+    """Every kernel for every generation, where the generation has the dtype; the compact networks in float16 only."""
     return [
-        (kernel, capability, dtype)
+        (kernel, capability, dtype, network)
         for capability in SHARED
         for dtype in dtypes
+        for network in NETWORKS
         for kernel in (*KERNELS, "deform_conv")
         if not (dtype == "bfloat16" and capability < 80)
+        and (network == "stif" or (kernel != "deform_conv" and dtype == "float16"))
     ]
 
 
-def build_all(wanted: list[tuple[str, int, str]], processes: int = 2) -> dict[tuple[str, int, str], Report]:
+def build_all(wanted: list[Job], processes: int = 2) -> dict[Job, Report]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return dict(zip(wanted, pool.map(build, wanted), strict=True))
 
@@ -298,8 +353,8 @@ def build_all(wanted: list[tuple[str, int, str]], processes: int = 2) -> dict[tu
 COLUMNS = ("registers", "warps", "shared", "stack", "code", "matrix", "sine", "fp32", "gather", "all")
 
 
-def print_reports(reports: dict[tuple[str, int, str], Report]) -> None:
-    print(f"{'kernel':24}{'sm':>4}" + "".join(f"{name:>10}" for name in COLUMNS))
+def print_reports(reports: dict[Job, Report]) -> None:
+    print(f"{'kernel':24}{'network':>8}{'sm':>4}" + "".join(f"{name:>10}" for name in COLUMNS))
     for report in reports.values():
         values = (
             report.registers,
@@ -314,15 +369,14 @@ def print_reports(reports: dict[tuple[str, int, str], Report]) -> None:
             report.instructions,
         )
         name = report.kernel if report.kernel.startswith("deform") else f"{report.kernel[:-7]}_{report.dtype}"
-        print(f"{name:24}{report.capability:>4}" + "".join(f"{value:>10}" for value in values))
+        print(f"{name:24}{report.network:>8}{report.capability:>4}" + "".join(f"{value:>10}" for value in values))
 
 
-def print_roofline(reports: dict[tuple[str, int, str], Report], dtype: str) -> None:
-    print(
-        f"\nOne frame of {FRAME[1]}x{FRAME[0]}, {dtype}: milliseconds that the limiting unit needs, from instructions"
-    )
+def print_roofline(reports: dict[Job, Report], dtype: str, network: str) -> None:
+    size = f"{FRAME[1]}x{FRAME[0]}"
+    print(f"\nOne frame of {size} by {network}, {dtype}: milliseconds that the limiting unit needs, from instructions")
     for gpu in GPUS:
-        passes = [roofline(reports[kernel, gpu.capability, dtype], gpu) for kernel in KERNELS]
+        passes = [roofline(reports[kernel, gpu.capability, dtype, network], gpu) for kernel in KERNELS]
         parts = [f"{(unit := max(p, key=p.__getitem__))} {p[unit]:.2f}" for p in passes]
         total = sum(max(p.values()) for p in passes)
         print(f"{gpu.name:10} {total:6.2f} ms   pass 1: {parts[0]:24} pass 2: {parts[1]}")
@@ -337,8 +391,9 @@ def main() -> None:
     reports = build_all(jobs(dtypes), options.processes)
     print_reports(reports)
     for dtype in dtypes:
-        if dtype != "bfloat16":
-            print_roofline(reports, dtype)
+        for network in NETWORKS:
+            if (KERNELS[0], 80, dtype, network) in reports and dtype != "bfloat16":
+                print_roofline(reports, dtype, network)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,41 @@ class Launch:
         return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
+class Layers(NamedTuple):
+    """The hidden layers of a SIREN as the kernels run them, after the first of 64 sines.
+
+    plain: how many have 64. wide, last: widths of the one or two that follow, rounded up to a power of two; 0 for none.
+    """
+
+    plain: int
+    wide: int
+    last: int
+
+    @classmethod
+    def of(cls, widths: tuple[int, ...]) -> "Layers | None":
+        """None where a third layer would follow one that is wider than 64."""
+        plain = next((n for n, width in enumerate(widths[1:]) if width != CHANNELS), len(widths) - 1)
+        wider = [_padded_width(width) for width in widths[1 + plain :]]
+        return cls(plain, *wider, *[0] * (2 - len(wider))) if len(wider) <= 2 else None
+
+
+def _padded_width(width: int) -> int:
+    return 1 << (width - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class Launches:
+    """implicit, decode: for networks as wide as the paper's. compact: both passes of those whose decoder has one wide
+    layer at most, and so needs few registers."""
+
     implicit: Launch
     decode: Launch
+    compact: Launch
+
+    def of(self, kernel: str, decoder: Layers) -> Launch:
+        if not decoder.last:
+            return self.compact
+        return self.implicit if kernel == "implicit_kernel" else self.decode
 
 
 # A program of 64 pixels holds the 256-wide layer's 64 x 256 sums in registers, 128 a thread with 4 warps, and hands its
@@ -68,17 +99,18 @@ EIGHT_WARPS = Launch(8, 8, 32, 8, 2)  # where the assembler spills the decoder's
 
 LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
     {
-        (75, True): Launches(PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
-        (80, True): Launches(AMPERE, AMPERE),
-        (86, True): Launches(AMPERE, EIGHT_WARPS),
-        (90, True): Launches(HOPPER, HOPPER),
-        (100, True): Launches(BLACKWELL, BLACKWELL),
-        (120, True): Launches(AMPERE, EIGHT_WARPS),  # Ampere's matrix instructions
-        (75, False): Launches(PLAIN, PLAIN),
+        (75, True): Launches(PLAIN, PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
+        (80, True): Launches(AMPERE, AMPERE, AMPERE),
+        (86, True): Launches(AMPERE, EIGHT_WARPS, AMPERE),
+        # of layers of 64 sines, eight warps would make each half twice: 0.87 ms a frame of stif-s by the roofline, not 0.64
+        (90, True): Launches(HOPPER, HOPPER, AMPERE),
+        (100, True): Launches(BLACKWELL, BLACKWELL, AMPERE),
+        (120, True): Launches(AMPERE, EIGHT_WARPS, AMPERE),  # Ampere's matrix instructions
+        (75, False): Launches(PLAIN, PLAIN, PLAIN),
     }
 )
 """By the first compute capability that a line is meant for, and whether operands have 16 bits."""
-INTERPRETED = Launches(Launch(32, 64, 64, 4, 1), Launch(32, 64, 64, 4, 1))
+INTERPRETED = Launches(*[Launch(32, 64, 64, 4, 1)] * 3)
 """For Triton's interpreter, whose cost is per program."""
 
 
@@ -119,28 +151,6 @@ def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype
         chosen = launches(torch.cuda.get_device_capability(device), dtype)
     with torch.no_grad():
         return TritonKernels(fold(functions.to(device).float(), TURNS), dtype, chosen)
-
-
-class Layers(NamedTuple):
-    """The hidden layers of a SIREN as the kernels run them, after the first of 64 sines.
-
-    plain: how many have 64. wide, last: widths of the one or two that follow, rounded up to a power of two; 0 for none.
-    """
-
-    plain: int
-    wide: int
-    last: int
-
-    @classmethod
-    def of(cls, widths: tuple[int, ...]) -> "Layers | None":
-        """None where a third layer would follow one that is wider than 64."""
-        plain = next((n for n, width in enumerate(widths[1:]) if width != CHANNELS), len(widths) - 1)
-        wider = [_padded_width(width) for width in widths[1 + plain :]]
-        return cls(plain, *wider, *[0] * (2 - len(wider))) if len(wider) <= 2 else None
-
-
-def _padded_width(width: int) -> int:
-    return 1 << (width - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -249,7 +259,7 @@ class TritonKernels:
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
             "implicit_kernel",
-            self.launches.implicit,
+            self.launches.of("implicit_kernel", self.decoder.layers),
             box,
             times,
             located_map=located_map,
@@ -304,7 +314,7 @@ class TritonKernels:
         plain, wide, last = self.decoder.layers
         launch(
             "decode_kernel",
-            self.launches.decode,
+            self.launches.of("decode_kernel", self.decoder.layers),
             region,
             times,
             feature=feature,

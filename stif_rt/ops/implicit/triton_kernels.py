@@ -1,7 +1,7 @@
 """The two fused passes, as Triton kernels; ``stif_rt.ops.implicit.triton_backend`` launches them.
 
-A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. The first layer of a SIREN
-has 64 sines; PLAIN layers of 64 follow, then one of WIDE sines and one of LAST, either of which may be missing (0). The
+A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. A SIREN's first layer has
+64 sines; PLAIN layers of 64 follow, then one of WIDE sines and one of LAST, either of which may be missing (0). The
 wide one is consumed SLICE columns at a time, so that its activations never are whole in registers. Products take their
 operands in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
 
