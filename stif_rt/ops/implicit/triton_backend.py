@@ -102,7 +102,7 @@ LAUNCHES: Mapping[tuple[int, bool], Launches] = MappingProxyType(
         (75, True): Launches(PLAIN, PLAIN, PLAIN),  # Triton does not use Turing's tensor cores
         (80, True): Launches(AMPERE, AMPERE, AMPERE),
         (86, True): Launches(AMPERE, EIGHT_WARPS, AMPERE),
-        # of layers of 64 sines, eight warps would make each half twice: 0.87 ms a frame of stif-s by the roofline, not 0.64
+        # eight warps would compute layers of 64 sines twice: by the roofline 0.87 ms a frame of stif-s instead of 0.64
         (90, True): Launches(HOPPER, HOPPER, AMPERE),
         (100, True): Launches(BLACKWELL, BLACKWELL, AMPERE),
         (120, True): Launches(AMPERE, EIGHT_WARPS, AMPERE),  # Ampere's matrix instructions
