@@ -1,6 +1,6 @@
 """Micro-cases: every operation x backend x dtype, with its floor.
 
-``pytest`` runs each once, unmeasured, on the small cases of ``tests/cases.py``;
+``pytest`` runs each once, unmeasured, on the small cases of ``tests/helpers/cases.py``;
 ``pytest benchmarks --benchmark-enable`` measures the sizes of ``MEASURED`` there.
 """
 
@@ -47,7 +47,7 @@ class Peak(NamedTuple):
 
 @functools.cache
 def peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Of the dtype or float32, whichever is faster: some CPUs have no half-precision arithmetic."""
+    """The peak of the dtype or of float32, whichever is faster: some CPUs have no half-precision arithmetic."""
     n, size = (1024, 1 << 26) if device.type == "cpu" else (8192, 1 << 28)
 
     def fastest(work: Callable[[], object]) -> float:

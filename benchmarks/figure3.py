@@ -117,9 +117,9 @@ def measure_all(
                 for line in lines:
                     progress.update(task, description=f"round {number + 1} of {rounds}, x{time_scale}, {line.label}")
                     work = functools.partial(sample, line, time_scale)
-                    taken = results.take(work, line, time_scale=time_scale, round=number)
-                    if taken is not None:
-                        progress.console.print(f"x{time_scale} {line.label}: {said(taken)}", highlight=False)
+                    sample = results.take(work, line, time_scale=time_scale, round=number)
+                    if sample is not None:
+                        progress.console.print(f"x{time_scale} {line.label}: {format_sample(sample)}", highlight=False)
                     progress.advance(task)
             write(results)
             now = time.perf_counter()
@@ -142,7 +142,7 @@ def total(sample: dict[str, Any]) -> float:
     return sample["encode"] + sum(sample["frames"])
 
 
-def said(sample: dict[str, Any]) -> str:
+def format_sample(sample: dict[str, Any]) -> str:
     return sample["error"] if "error" in sample else duration(total(sample))
 
 

@@ -70,13 +70,15 @@ def growth(
     inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     settings = {"input": list(inputs), "compile": compile, "weights": sorted(weights)}
     results = Results(output, "growth", settings, chosen, fresh)
-    asked = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
-    measure_all(results, plan(METHODS, dtype, kernels, chosen), asked, inputs, Loaded(chosen, compile, weights), rounds)
+    settings = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
+    measure_all(
+        results, plan(METHODS, dtype, kernels, chosen), settings, inputs, Loaded(chosen, compile, weights), rounds
+    )
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
 def measure_all(
-    results: Results, lines: list[Line], asked: list[dict[str, Any]], inputs: Size, loaded: Loaded, rounds: int
+    results: Results, lines: list[Line], settings: list[dict[str, Any]], inputs: Size, loaded: Loaded, rounds: int
 ) -> None:
     frames = torch.rand(1, 2, 3, *inputs, generator=torch.Generator().manual_seed(0)).to(loaded.device)
 
@@ -86,15 +88,15 @@ def measure_all(
         return once(method, frames, megapixels or FRAME_MEGAPIXELS, count or 1)
 
     with progress_bar() as progress:
-        task = progress.add_task("", total=rounds * len(asked) * len(lines))
+        task = progress.add_task("", total=rounds * len(settings) * len(lines))
         for number in range(rounds):
-            for point in asked:
+            for point in settings:
                 for line in lines:
                     name = f"{point['megapixels']:g} MP" if point["megapixels"] else f"{point['count']} frames"
                     progress.update(task, description=f"round {number + 1} of {rounds}, {name}, {line.label}")
-                    taken = results.take(functools.partial(sample, line, **point), line, **point, round=number)
-                    if taken is not None:
-                        progress.console.print(f"{name}, {line.label}: {said(taken)}", highlight=False)
+                    result = results.take(functools.partial(sample, line, **point), line, **point, round=number)
+                    if result is not None:
+                        progress.console.print(f"{name}, {line.label}: {format_sample(result)}", highlight=False)
                     progress.advance(task)
             write(results)
 
@@ -120,8 +122,8 @@ def frame_size(megapixels: float, inputs: Size) -> Size:
     return round(inputs[0] * scale), round(inputs[1] * scale)
 
 
-def said(sample: dict[str, Any]) -> str:
-    return sample.get("error") or f"{duration(sample['frames'])}, {sample['memory'] / 2**20:.0f} MiB"
+def format_sample(result: dict[str, Any]) -> str:
+    return result.get("error") or f"{duration(result['frames'])}, {result['memory'] / 2**20:.0f} MiB"
 
 
 def points(results: Results, line: Line, key: str) -> Iterator[tuple[float, float, float]]:

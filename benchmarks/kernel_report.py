@@ -124,7 +124,7 @@ class Report:
 
     @property
     def multiply_adds(self) -> int:
-        """Of matrix instructions, per pixel, so with what is done twice; 0 where their size is not in the opcode."""
+        """Those of matrix instructions per pixel, padding included; 0 where the opcode does not say their size."""
         total = 0
         for opcode, count in self.counts.items():
             if match := re.match(r"HMMA\.(\d{4,5})\.", opcode):

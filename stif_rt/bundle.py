@@ -36,11 +36,11 @@ FORMS = ("standard", "grid-sample", "plugin")
 DEFAULT_FORMS = {"onnx": "standard", "tensorrt": "plugin", "tensorrt-rtx": "grid-sample"}
 """The form that each engine runs fastest."""
 OPSETS = range(19, 26)
-"""Of ``encoder.onnx``: 19 brought DeformConv, the converter of opsets knows no later ones."""
+"""Opsets that ``encoder.onnx`` can have: 19 brought DeformConv, the converter of opsets knows no later ones."""
 
 
 class Size(NamedTuple):
-    """Of the frames that an encoder is given; height and width are multiples of 4."""
+    """Size of the frames that an encoder is given; height and width are multiples of 4."""
 
     batch: int
     height: int

@@ -52,7 +52,7 @@ class Reporter:
             console.print(f"warning: {notice}", highlight=False, markup=False, soft_wrap=True)
 
     def error(self, text: str) -> None:
-        """Of one render among several."""
+        """Shows the error of one render among several."""
         if self.json:
             emit("error", message=text)
         else:

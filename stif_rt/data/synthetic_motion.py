@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ITERATIONS = 4
-"""Of the fixed point X = x - (t - 1/2) v(X). v changes by less than 0.3 per pixel, so each divides the error by 6."""
+"""Steps towards the fixed point X = x - (t - 1/2) v(X). v changes by less than 0.3 per pixel, so each leaves a sixth of
+the error."""
 OPAQUE, CLEAR = 0.95, 0.05
 """Coverage from which a layer alone is seen, and up to which it is not seen at all."""
 

@@ -8,7 +8,7 @@ from stif_rt.schema import convert, from_mapping
 CHANNELS = 64
 """Channels of every feature map; fixed in all published networks."""
 MULTIPLE = 4
-"""Of the sides of the paper's encoder's frames: its pyramid has three levels."""
+"""What the sides of frames for the paper's encoder are multiples of: its pyramid has three levels."""
 LEVELS = 5
 """Levels of the velocity head's pyramid, whose finest cell is HEAD_STRIDE pixels wide."""
 HEAD_STRIDE = 2

@@ -27,7 +27,7 @@ LARGEST_STEP = 1.5
 NEIGHBOURHOOD = 17
 """Cells along each side over which match maps are normalised."""
 SMALLEST_VARIANCE = 1e-5
-"""Of a match map, by which it is normalised: below it lies noise."""
+"""Variance below which a match map holds noise, so that it is normalised by this instead."""
 GAIN = 1.9
 """Variance that a convolution's output starts with, for inputs of 1."""
 
@@ -53,7 +53,7 @@ PYRAMID = (
 assert len(PYRAMID) == LEVELS
 
 Matches = tuple[Tensor, ...]
-"""Of one frame, what each level matches: colours, learned channels and context, float32 [B, 3 + match + 16, h, w]."""
+"""What each level matches of one frame: colours, learned channels, context; float32 [B, 3 + match + 16, h, w] each."""
 
 
 class Velocities(NamedTuple):

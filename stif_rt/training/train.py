@@ -131,7 +131,7 @@ def flow_error(flow: Tensor, batch: Batch, context: int = 0) -> Tensor:
 
 
 LEVEL_SHARES = (0.05, 0.1, 0.2, 0.4, 1.0)
-"""Of the levels' errors, from coarse to fine."""
+"""Weights of the levels' errors, from coarse to fine."""
 
 
 def levels_error(levels: tuple[Tensor, ...], batch: Batch) -> Tensor:
@@ -260,7 +260,12 @@ def train(
 
     Under ``torchrun`` every process works on its share of the batch. A resumed run repeats an unbroken one exactly:
     batches depend on their number only, and the checkpoint holds everything else. A step whose gradient is not finite
-    is left out and logged; raises FloatingPointError for a loss that is not.
+    is left out and logged.
+
+    Raises:
+        FloatingPointError: for a loss that is not finite.
+        ValueError: for options that do not fit each other, the network or the number of processes, or a checkpoint of
+            another configuration.
     """
     rank, world = _join_processes(device)
     _check(model, options, world)

@@ -253,7 +253,7 @@ class Quantisation(NamedTuple):
 
 
 def quantisation(bits: int, full_range: bool) -> tuple[Quantisation, Quantisation]:
-    """Of luma (and RGB) in [0, 1], and of chroma in [-0.5, 0.5]."""
+    """How luma (and RGB) in [0, 1], and chroma in [-0.5, 0.5], become integers."""
     if full_range:
         return Quantisation(0, _largest(bits)), Quantisation(2 ** (bits - 1), _largest(bits))
     step = 2 ** (bits - 8)

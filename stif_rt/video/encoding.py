@@ -28,16 +28,16 @@ from stif_rt.video.planes import Layout, layout
 from stif_rt.video.tonemap import SRGB, to_light
 
 CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".m4v": "libx264", ".webm": "libvpx-vp9"}
-"""Of 8-bit video without alpha, by the ending of the file's name."""
+"""Encoders of 8-bit video without alpha, by the ending of the file's name."""
 DEEP_CODECS = {**dict.fromkeys(CODECS, "libx265"), ".webm": "libsvtav1"}
-"""Of video above 8 bits: hardly anything plays 10-bit H.264."""
+"""Encoders of video above 8 bits: hardly anything plays 10-bit H.264."""
 IMAGE_CODECS = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".exr": "exr"}
 CRF = 16
 WIDE = {BT2020, 10, 11, 12, 22}
 """Primaries that no viewer assumes where a file does not name them."""
 ALPHA_FORMATS = {"prores_ks": "yuva444p10le", "libvpx-vp9": "yuva420p", "ffv1": "yuva444p", "libx265": "yuva420p"}
 VIDEO_FORMATS = {"prores_ks": "yuv422p10le", "prores": "yuv422p10le", "mjpeg": "yuvj420p", "dnxhd": "yuv422p"}
-"""Of codecs that do not take 4:2:0, and of those that keep alpha."""
+"""Pixel formats of codecs that keep alpha, and of those that do not take 4:2:0."""
 HEVC_TAG = {".mp4", ".mov", ".m4v"}
 
 

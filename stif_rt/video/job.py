@@ -39,7 +39,7 @@ class Job:
     """Output frames by what the input says of itself, which need not be so; None where it says nothing."""
 
     encoding: Encoding
-    """Of the output's frames."""
+    """How the output's frames are encoded."""
     reader: Reader
     """The open input. Its notices are those of the job."""
 
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def suffix(self) -> str:
-        """Of segments."""
+        """The ending of segments' names."""
         return self.output.suffix.lower() if self.as_video else ""
 
     cuts: Cuts

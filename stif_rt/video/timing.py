@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Clock:
-    """Of one stream. offset: seconds added to its raw times. end: when its last packet ends, after that."""
+    """The clock of one stream. offset: seconds added to its raw times. end: when its last packet ends, after that."""
 
     offset: Fraction
     end: Fraction

@@ -1,4 +1,4 @@
-"""The two passes in plain PyTorch: any device, differentiable. Every other kernel is tested against this one.
+"""The two passes in plain PyTorch: any device, differentiable. Tests compare it with the model, as every backend.
 
 Per pair of frames, ``project`` applies the first layers' shared columns at the input's size. Per frame there are two
 passes over the output's pixels:
@@ -139,7 +139,7 @@ class ReferenceKernels:
         region: Box,
         box: Box,
     ) -> tuple[Tensor, Tensor]:
-        """As ``decode``, apart: what the decoder says, and the blend of the warped frames (zero without residual)."""
+        """The two terms of ``decode``: the decoder's output, and the blended frames (zero without residual)."""
         network, config = self.weights.decoder, self.weights.config
         (h, w), (H, W) = geometry.inputs, geometry.outputs
         first = torch.zeros((), device=times.device)
@@ -261,7 +261,7 @@ def bicubic(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def cubic_weights(fraction: Tensor) -> tuple[Tensor, ...]:
-    """Of the neighbours at -1, 0, 1 and 2, for a position that far beyond the one at 0."""
+    """Weights of the neighbours at -1, 0, 1 and 2, for a position ``fraction`` beyond the one at 0."""
 
     def near(d: Tensor) -> Tensor:
         return (1.25 * d - 2.25) * d * d + 1
