@@ -117,9 +117,9 @@ def measure_all(
                 for line in lines:
                     progress.update(task, description=f"round {number + 1} of {rounds}, x{time_scale}, {line.label}")
                     work = functools.partial(sample, line, time_scale)
-                    sample = results.take(work, line, time_scale=time_scale, round=number)
-                    if sample is not None:
-                        progress.console.print(f"x{time_scale} {line.label}: {format_sample(sample)}", highlight=False)
+                    result = results.take(work, line, time_scale=time_scale, round=number)
+                    if result is not None:
+                        progress.console.print(f"x{time_scale} {line.label}: {format_sample(result)}", highlight=False)
                     progress.advance(task)
             write(results)
             now = time.perf_counter()

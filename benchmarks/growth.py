@@ -70,15 +70,13 @@ def growth(
     inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     settings = {"input": list(inputs), "compile": compile, "weights": sorted(weights)}
     results = Results(output, "growth", settings, chosen, fresh)
-    settings = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
-    measure_all(
-        results, plan(METHODS, dtype, kernels, chosen), settings, inputs, Loaded(chosen, compile, weights), rounds
-    )
+    cases = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
+    measure_all(results, plan(METHODS, dtype, kernels, chosen), cases, inputs, Loaded(chosen, compile, weights), rounds)
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
 def measure_all(
-    results: Results, lines: list[Line], settings: list[dict[str, Any]], inputs: Size, loaded: Loaded, rounds: int
+    results: Results, lines: list[Line], cases: list[dict[str, Any]], inputs: Size, loaded: Loaded, rounds: int
 ) -> None:
     frames = torch.rand(1, 2, 3, *inputs, generator=torch.Generator().manual_seed(0)).to(loaded.device)
 
@@ -88,9 +86,9 @@ def measure_all(
         return once(method, frames, megapixels or FRAME_MEGAPIXELS, count or 1)
 
     with progress_bar() as progress:
-        task = progress.add_task("", total=rounds * len(settings) * len(lines))
+        task = progress.add_task("", total=rounds * len(cases) * len(lines))
         for number in range(rounds):
-            for point in settings:
+            for point in cases:
                 for line in lines:
                     name = f"{point['megapixels']:g} MP" if point["megapixels"] else f"{point['count']} frames"
                     progress.update(task, description=f"round {number + 1} of {rounds}, {name}, {line.label}")
