@@ -31,6 +31,7 @@ class Notices:
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
         self._by_text: dict[str, Notice] = {}
+        self._seen: set[tuple[str, str]] = set()
 
     def add(self, text: str, place: str = "") -> None:
         """Records a notice once, however often it is met.
@@ -41,7 +42,8 @@ class Notices:
         if self.strict:
             raise ValueError(str(Notice(text, [place] if place else [])))
         notice = self._by_text.setdefault(text, Notice(text))
-        if place and place not in notice.places:
+        if place and (text, place) not in self._seen:
+            self._seen.add((text, place))
             notice.places.append(place)
 
     def __iter__(self) -> Iterator[Notice]:

@@ -215,7 +215,9 @@ def open_input(path: Path, notices: Notices) -> av.container.InputContainer:
     source: Any = path.open("rb") if path.suffix.lower() in IMAGE_SUFFIXES | {".gif", ".apng"} else str(path.absolute())
     try:
         try:
-            return av.open(source)
+            container = av.open(source)
+            container.chapters()  # the titles of which are not looked at before
+            return container
         except UnicodeDecodeError:
             notices.add("metadata that is not UTF-8 is read as Latin-1")
             return av.open(source, metadata_encoding="latin-1")
@@ -427,13 +429,7 @@ class VideoReader:
             else:
                 decoder = _Decoder(self.path, self.stream_index, self.notices)
                 pictures = decoder.pictures()
-            shown = (
-                _Shown(begin - self.origin, finish - self.origin, picture)
-                for begin, finish, picture in timeline(
-                    self._timed(deinterlaced(pictures, self._deinterlace)), 1 / self.rate
-                )
-            )
-            for item in _window(shown, start, end, context):
+            for item in _window(self._shown(decoder, pictures), start, end, context):
                 height, width = self._conversion.size(item.picture)
                 if (height, width) != (self.height, self.width):
                     text = f"pictures of {width}x{height} are resized to {self.width}x{self.height}, as the first one"
@@ -442,7 +438,6 @@ class VideoReader:
                 if frame.picture.alpha is not None and not self.colour.alpha:
                     self.notices.add("a transparent picture is laid on black", f"{float(item.start):.2f} s")
                 yield frame
-            self._check_end(decoder)
         finally:
             if decoder is not None:
                 decoder.close()
@@ -458,6 +453,13 @@ class VideoReader:
 
     def close(self) -> None:
         """Nothing to do: every iterator closes its own file."""
+
+    def _shown(self, decoder: _Decoder, pictures: Iterator[_Picture]) -> Iterator[_Shown]:
+        """The pictures on the timeline; at the end, and only there, it is known whether all were there."""
+        timed = self._timed(deinterlaced(pictures, self._deinterlace))
+        for start, end, picture in timeline(timed, 1 / self.rate):
+            yield _Shown(start - self.origin, end - self.origin, picture)
+        self._check_end(decoder)
 
     def _timed(self, pictures: Iterable[_Picture]) -> Iterator[tuple[Fraction | None, Fraction, av.VideoFrame]]:
         """Pictures with the better of their two timestamps, as ``timeline`` takes them."""
