@@ -1,10 +1,12 @@
+import itertools
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers.videos import picture
 
 from stif_rt.video.colour import from_image
-from stif_rt.video.plan import plan
+from stif_rt.video.plan import plan, without_duplicates
 from stif_rt.video.reader import Frame
 
 GREY = np.full((8, 8, 3), 100, np.uint8)
@@ -103,3 +105,28 @@ def test_output_starts_at_the_origin(origin):
     times = shown(plan(clip, Fraction(20), origin=Fraction(origin)))
     asked = [Fraction(origin) + Fraction(k, 20) for k in range(18)]
     np.testing.assert_allclose(times, [min(float(t), 0.8) for t in asked if t < Fraction(9, 10)])
+
+
+@pytest.mark.parametrize("noise", [0, 1])
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_repeated_pictures_are_left_out(repeats, noise):
+    generator = np.random.default_rng(0)
+    images = [
+        np.clip(
+            picture(n // repeats, (36, 64)).astype(int) + generator.integers(-noise, noise + 1, (36, 64, 3)), 0, 255
+        )
+        for n in range(12)
+    ]
+    clip = frames([Fraction(n, 10) for n in range(12)], [image.astype(np.uint8) for image in images])
+    kept = list(without_duplicates(clip))
+    assert [frame.start for frame in kept] == [Fraction(n * repeats, 10) for n in range(12 // repeats)]
+    assert all(a.end == b.start for a, b in itertools.pairwise(kept))
+    assert kept[-1].end == clip[-1].end
+    times = shown(plan(kept, Fraction(20)))
+    np.testing.assert_allclose(times, [min(k / 20, float(kept[-1].start)) for k in range(24)], atol=1e-12)
+
+
+def test_a_small_thing_that_moves_is_no_repetition():
+    still, moved = np.full((90, 160, 3), 90, np.uint8), np.full((90, 160, 3), 90, np.uint8)
+    still[40:44, 40:44], moved[40:44, 43:47] = 255, 255
+    assert len(list(without_duplicates(frames([0, 1], [still, moved])))) == 2

@@ -233,15 +233,15 @@ def test_any_name_is_read(tmp_path, monkeypatch, name, kind):
     assert len(read(path)[1]) == (1 if kind == "image" else 2)
 
 
-@pytest.mark.parametrize("what", ["title", "chapter"])
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
+@pytest.mark.parametrize(
+    ("suffix", "what"),
+    [(".mkv", "title"), (".mp4", "title"), (".avi", "title"), (".mkv", "chapter"), (".mp4", "chapter")],
+)
 def test_latin_1_metadata(tmp_path, suffix, what):
     path = tmp_path / f"v{suffix}"
     with av.open(str(path), "w") as container:
         if what == "title":
             container.metadata["title"] = "XXXXYYYY"
-        elif suffix == ".avi":
-            pytest.skip("AVI has no chapters")
         else:
             chapter = {"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000)}
             container.set_chapters([chapter | {"metadata": {"title": "XXXXYYYY"}}])

@@ -172,3 +172,20 @@ def test_parts_of_a_job_are_those_of_the_whole(tmp_path, options, first, stop):
     whole = [(pair.before.start, t) for pair in job.pairs() for t in pair.times]
     part = [(pair.before.start, t) for pair in job.pairs(first, stop) for t in pair.times]
     assert part == whole[first:stop]
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 30), (17, 41), (70, None), (31, 33)])
+@pytest.mark.parametrize("max_gap", [0.35, 1])
+def test_parts_of_a_job_without_repeated_pictures(tmp_path, max_gap, first, stop):
+    """Runs of 1 to 12 of the same picture, 0.1 to 1.2 s long."""
+    shown = [n for n in range(12) for _ in range(n + 1)]
+    source = write_images(tmp_path / "in", [picture(3 * n) for n in shown])
+    options = RenderOptions(input_fps=10, time_scale=1, drop_duplicates=True, max_gap=max_gap, cuts="none")
+    job = make_job(source, tmp_path / "out", options)
+    whole = [(pair.before.start, pair.after.start, t) for pair in job.pairs() for t in pair.times]
+    assert len(whole) == len(shown)
+    assert {pair[0] for pair in whole} <= {Fraction(n * (n + 1) // 2, 10) for n in range(12)}
+    part = [(pair.before.start, pair.after.start, t) for pair in job.pairs(first, stop) for t in pair.times]
+    assert [a[0] + (a[1] - a[0]) * Fraction(a[2]) for a in part] == [
+        a[0] + (a[1] - a[0]) * Fraction(a[2]) for a in whole[first:stop]
+    ]

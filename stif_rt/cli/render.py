@@ -99,6 +99,9 @@ def render(
     max_gap: Annotated[
         str | None, option("Seconds above which a gap in the input is held, not interpolated; 1.", panel=TIME)
     ] = None,
+    drop_duplicates: Annotated[
+        bool, option("Leave out input pictures that repeat the one before.", "--drop-duplicates", panel=TIME)
+    ] = False,
     cuts: Annotated[
         str, option("auto, none, or a file with the frame number or time of each scene's first frame.", panel=TIME)
     ] = "auto",

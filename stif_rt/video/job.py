@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +18,9 @@ from stif_rt.video.encoding import Encoding, choose_encoding, choose_image_encod
 from stif_rt.video.layout import Layout, make_layout
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import RenderOptions
-from stif_rt.video.plan import MAX_GAP, Pair, plan
+from stif_rt.video.plan import MAX_GAP, Pair, plan, without_duplicates
 from stif_rt.video.rates import Rates, output_rates, parse_number, parse_time
-from stif_rt.video.reader import Reader, open_reader
+from stif_rt.video.reader import Frame, Reader, open_reader
 from stif_rt.video.writer import check_target, is_video
 
 INPUT_FPS = 24
@@ -62,8 +62,13 @@ class Job:
         stop = min((number for number in (stop, self.stop) if number is not None), default=None)
         begin = self.start + first / self.rates.sampling
         end = None if stop is None else self.start + stop / self.rates.sampling
-        frames = self.reader.read(begin, end, CONTEXT)
         max_gap = MAX_GAP if self.options.max_gap is None else parse_time(self.options.max_gap, "--max-gap")
+        frames: Iterable[Frame]
+        if self.options.drop_duplicates:  # with all of a run of repeated pictures up to what is a gap
+            run = math.ceil((max_gap + 1) * self.reader.rate)
+            frames = without_duplicates(self.reader.read(begin, end, CONTEXT + run))
+        else:
+            frames = self.reader.read(begin, end, CONTEXT)
         return plan(frames, self.rates.sampling, self.cuts, max_gap, self.start, first, stop)
 
 

@@ -31,7 +31,8 @@ class RenderOptions:
     Time: ``time_scale`` is output frames per input frame, ``fps`` the output's frames per second, ``slow_motion`` how
     many times as long as the input it plays; ``input_fps`` the frames per second of a folder of images. ``start`` and
     ``end`` are seconds or "1:02:03.5" of the input. ``max_gap`` is the number of seconds, 1 by default, above which the
-    picture before a gap in the input is held. Numbers may be text, such as "24000/1001".
+    picture before a gap in the input is held. ``drop_duplicates`` leaves out input pictures that repeat the one before,
+    so that what lies between those that differ is rendered. Numbers may be text, such as "24000/1001".
 
     Cuts: nothing is interpolated across them. ``cuts`` is ``auto``, ``none``, or a text file with the number of the
     frame or the time at which each scene begins; ``cut_threshold`` makes ``auto`` find fewer (above 0.6) or more.
@@ -64,6 +65,7 @@ class RenderOptions:
     max_gap: Number | None = None
     cuts: str = "auto"
     cut_threshold: float | None = None
+    drop_duplicates: bool = False
     keep_frames: bool = True
     deinterlace: Deinterlace = "auto"
     tonemap: Tonemap | None = None

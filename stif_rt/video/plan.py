@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
+import torch.nn.functional as F
+
 from stif_rt.video.cuts import Cuts, detected_cuts
 from stif_rt.video.reader import Frame
 
@@ -12,6 +14,10 @@ MAX_GAP = Fraction(1)
 """Seconds between two input frames above which the first one is held: that long, nothing is known of the motion."""
 CUT_GAP = Fraction(1, 5)
 """Seconds between the frames of a cut above which it is shown when the later one starts (slides), not halfway."""
+
+
+DUPLICATE = 1 / 255
+"""Mean difference of the 16x16 blocks that differ most, of the full range, up to which a picture repeats another."""
 
 
 class Pair(NamedTuple):
@@ -83,6 +89,27 @@ def plan(
     else:
         yield last
         yield Pair(before, before, repeated)
+
+
+def without_duplicates(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Leaves out frames that repeat the one before, which is shown for as long instead: animation on twos, pulldown."""
+    shown: Frame | None = None
+    before: Frame | None = None
+    for frame in frames:
+        if shown is not None and before is not None and _is_repeated(before, frame):
+            shown = shown._replace(end=frame.end)
+        else:
+            if shown is not None:
+                yield shown
+            shown = frame
+        before = frame
+    if shown is not None:
+        yield shown
+
+
+def _is_repeated(before: Frame, after: Frame) -> bool:
+    change = (after.picture.rgb - before.picture.rgb).abs().mean(0, keepdim=True)
+    return bool(F.avg_pool2d(change, 16, ceil_mode=True, count_include_pad=False).max() <= DUPLICATE)
 
 
 def count(frames: int, input_rate: Fraction, output_rate: Fraction) -> int:
