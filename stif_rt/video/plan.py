@@ -16,7 +16,7 @@ CUT_GAP = Fraction(1, 5)
 """Seconds between the frames of a cut above which it is shown when the later one starts (slides), not halfway."""
 
 
-DUPLICATE = 1 / 255
+DUPLICATE = 1.5 / 255
 """Mean difference of the 16x16 blocks that differ most, of the full range, up to which a picture repeats another."""
 
 
