@@ -58,10 +58,12 @@ class Speed:
         return time_scale / (self.encode + time_scale * self.render)
 
     def megapixels_per_second(self, time_scale: float) -> float:
+        """Output pixels per second, in millions."""
         return self.frames_per_second(time_scale) * area(self.outputs) / 1e6
 
 
 def area(size: tuple[int, int]) -> int:
+    """The number of pixels."""
     return size[0] * size[1]
 
 
@@ -76,10 +78,14 @@ def measure(
     encoder: str = "auto",
     seconds: float | None = None,
 ) -> Speed:
-    """Speed of one of MODELS at the largest size, up to ``inputs`` (h, w), that takes about ``seconds`` (default
-    SECONDS_PER_MODEL) to measure.
+    """Measures the speed of a model at the largest size that takes about ``seconds``.
 
-    Errors as ``Runtime.load``.
+    Args:
+        model: one of MODELS.
+        inputs: the largest size of frames, (h, w).
+        scale: output pixels per input pixel.
+        device, dtype, kernels, encoder: as of ``Runtime.load``, with its errors.
+        seconds: SECONDS_PER_MODEL if None.
     """
     torch.manual_seed(0)
     network = load_model(bundled_weights()) if model == "stif-s" else STIF(CONFIGS["stif"])
@@ -101,6 +107,7 @@ def measure(
 
 
 def scaled_size(inputs: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """A size divided by a number, but no side below SMALLEST_SIDE unless it was before."""
     height, width = (min(side, max(SMALLEST_SIDE, round(side / divisor))) for side in inputs)
     return height, width
 

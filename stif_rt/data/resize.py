@@ -31,12 +31,28 @@ def _matrix(inputs: int, outputs: int) -> Tensor:
 
 
 def imresize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes [..., h, w] to ``size`` (H, W) in float32, antialiased when shrinking. Not clamped."""
+    """Resizes as MATLAB's ``imresize`` does, bicubic and antialiased when shrinking. The result is not clamped.
+
+    Args:
+        image: [..., h, w] of any dtype; computed in float32.
+        size: (H, W) of the result.
+
+    Returns:
+        float32 [..., H, W].
+    """
     h, w = image.shape[-2:]
     rows, columns = _matrix(h, size[0]).to(image.device), _matrix(w, size[1]).to(image.device)
     return rows @ image.float() @ columns.T
 
 
 def degrade(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A low-resolution frame as a file would hold it: ``imresize``, then clamped to [0, 1] and rounded to 8 bits."""
+    """Makes a low-resolution frame as a file would hold it: ``imresize``, clamped and rounded to 8 bits.
+
+    Args:
+        image: [..., h, w] in [0, 1].
+        size: (H, W) of the result.
+
+    Returns:
+        float32 [..., H, W] in [0, 1], multiples of 1 / 255.
+    """
     return (imresize(image, size).clamp(0, 1) * 255).round() / 255

@@ -73,13 +73,20 @@ class Layer:
 def render_motion(
     pictures: list[NDArray[np.uint8]], times: list[float], side: int, largest: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A scene of as many layers as there are pictures, the background first.
+    """Renders a scene of as many layers as there are pictures, the background first.
 
-    pictures: uint8 [h, w, 3]. times: T of them in [0, 1]. side: of the square frames. largest: speed that a layer's
-    translation reaches at most, in pixels between the inputs.
-    Returns images [2 + T, 3, side, side] in [0, 1], the inputs (times 0 and 1) first; flow [T, side, side, 4],
-    (x0, y0, x1, y1), from each pixel to where the same point is in the inputs; visible [T, side, side, 2], 1 where that
-    place shows that point, else 0.
+    Args:
+        pictures: uint8 [h, w, 3] each.
+        times: T of them in [0, 1].
+        side: of the square frames, pixels.
+        largest: speed that a layer's translation reaches at most, in pixels between the inputs.
+        rng: decides shapes and motion.
+
+    Returns:
+        images: float32 [2 + T, 3, side, side] in [0, 1], the inputs (times 0 and 1) first.
+        flow: float32 [T, side, side, 4], (x0, y0, x1, y1) in pixels, from each pixel to where the same point is in the
+            inputs.
+        visible: float32 [T, side, side, 2], 1 where that place shows that point, else 0.
     """
     layers = _scene(pictures, side, largest, rng)
     x = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).float()

@@ -86,8 +86,10 @@ def runtime_method(runtime: Runtime) -> Method:
 
 
 def predictions(folder: Path) -> Method:
-    """Pictures that another tool has made: FOLDER/<clip>/<...number>.png, the number being the frame's in the clip,
-    counted from 0.
+    """Pictures that another tool has made.
+
+    Args:
+        folder: has FOLDER/<clip>/<...number>.png, the number being the frame's in the clip, counted from 0.
 
     Raises:
         FileNotFoundError: if there is no such folder; when called, for a frame that is not there.
@@ -128,9 +130,11 @@ def _numbered(folder: Path, clip: str) -> dict[int, Path]:
 
 
 def external(target: str) -> Method:
-    """The function at ``module:function``, called with frames [2, 3, h, w], a list of N times, and (H, W).
+    """A function of any importable module as a method; those of the current folder are found.
 
-    It returns [N, 3, H, W]. Modules of the current folder are found.
+    Args:
+        target: ``module:function``. The function takes frames, float32 [2, 3, h, w], RGB in [0, 1]; a list of N times
+            in [0, 1]; and the size (H, W). It returns [N, 3, H, W].
 
     Raises:
         ValueError: if there is no such function, or its module cannot be imported, saying why.

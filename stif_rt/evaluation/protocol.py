@@ -79,6 +79,7 @@ class Mean:
 
 
 def count_windows(clips: list[Clip], length: int, most: int | None) -> int:
+    """How many windows ``windows`` yields for the same arguments."""
     return sum(len(_firsts(clip, length, most)) for clip in clips)
 
 
@@ -91,10 +92,14 @@ def _firsts(clip: Clip, length: int, most: int | None) -> list[int]:
 
 
 def windows(clips: list[Clip], length: int, scale: float, most: int | None) -> Iterator[Window]:
-    """The windows of ``length`` frames of the clips, at most ``most`` of each, or for None all that follow each other.
+    """The windows of the clips with their inputs, which are shrunk with MATLAB's bicubic filter and rounded to 8 bits.
 
-    The inputs are shrunk by ``scale`` with MATLAB's bicubic filter and rounded to 8 bits. For a whole number, frames
-    are first cropped to a multiple of it at the right and the bottom.
+    Args:
+        clips: where they are taken from, in order.
+        length: frames of a window.
+        scale: by which the inputs are shrunk. For a whole number, frames are first cropped to a multiple of it at the
+            right and the bottom.
+        most: windows of each clip, evenly spaced; None for all that follow each other, sharing a frame.
     """
     for clip in clips:
         for first in _firsts(clip, length, most):
@@ -154,7 +159,7 @@ def score_pictures(window: Window, pictures: Mapping[str, Pictures], ssim: SsimW
 
 
 def evaluate(window: Window, methods: Mapping[str, Method], ssim: SsimWindow | None = None) -> Result:
-    """The baseline and the methods on all frames of one window."""
+    """The scores of the baseline and the methods on all frames of one window; errors as of ``render``."""
     all_methods = {BASELINE: bicubic, **methods}
     return score_pictures(window, {name: render(window, method, name) for name, method in all_methods.items()}, ssim)
 
