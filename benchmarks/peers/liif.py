@@ -25,7 +25,7 @@ class EDSRBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(CHANNELS, CHANNELS), nn.ReLU(), conv(CHANNELS, CHANNELS))
+        self.body = nn.Sequential(conv(CHANNELS, CHANNELS), nn.ReLU(inplace=True), conv(CHANNELS, CHANNELS))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -51,7 +51,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(conv(inputs, CHANNELS), nn.ReLU())
+        self.conv = nn.Sequential(conv(inputs, CHANNELS), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x, self.conv(x)), 1)
@@ -95,7 +95,7 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs in (UNFOLDED + 4, HIDDEN, HIDDEN, HIDDEN):
-            layers += [nn.Linear(inputs, HIDDEN), nn.ReLU()]
+            layers += [nn.Linear(inputs, HIDDEN), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear(HIDDEN, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,11 +147,10 @@ class LIIF(nn.Module):
         sizes = cell.to(flat.dtype) @ first.weight[:, UNFOLDED + 2 :].T + first.bias
         for cell_index, weight in zip(indices, weights, strict=True):
             offset = (2 * (position - cell_index)).to(flat.dtype)
-            x = (
-                flat[(cell_index[:, 0] * w + cell_index[:, 1]).long()]
-                + offset @ first.weight[:, UNFOLDED : UNFOLDED + 2].T
-            )
-            hidden = hidden + weight.to(flat.dtype)[:, None] * self.imnet.layers[1:-1](x + sizes)
+            x = flat[(cell_index[:, 0] * w + cell_index[:, 1]).long()]  # a copy
+            x += offset @ first.weight[:, UNFOLDED : UNFOLDED + 2].T
+            x += sizes
+            hidden = hidden + weight.to(flat.dtype)[:, None] * self.imnet.layers[1:-1](x)
         return last(hidden)
 
     @staticmethod
