@@ -26,8 +26,10 @@ LARGEST_STEP = 1.5
 """Cells by which one Gauss-Newton step moves at most."""
 NEIGHBOURHOOD = 17
 """Cells along each side over which match maps are normalised."""
-SMALLEST_VARIANCE = 1e-5
+SMALLEST_VARIANCE = 1e-4
 """Variance below which a match map holds noise, so that it is normalised by this instead."""
+LARGEST_DIFFERENCE = 3.0
+"""Largest difference of normalised match maps that counts; more is no more evidence."""
 GAIN = 1.9
 """Variance that a convolution's output starts with, for inputs of 1."""
 
@@ -78,6 +80,7 @@ class VelocityHead(nn.Module):
         for finer, coarser in itertools.pairwise(level.width for level in PYRAMID):
             levels.append(nn.Sequential(_conv(finer, coarser, 4, 2), nn.PReLU(coarser), Block(coarser)))
         self.pyramid = nn.ModuleList(levels)
+        self.decision, self.preference = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-0.5))
         self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
 
     def finest(self, frames: Tensor) -> Tensor:
@@ -97,15 +100,28 @@ class VelocityHead(nn.Module):
         return finest, tuple(matches)
 
     def forward(self, first: Matches, second: Matches) -> Velocities:
-        coarsest = first[-1]
+        coarsest, pair = first[-1], first[-1]
         v, context = torch.zeros_like(coarsest[:, :2]), coarsest.new_zeros(len(coarsest), CONTEXT, *coarsest.shape[-2:])
         levels = []
         for number in reversed(range(LEVELS)):
             if number < LEVELS - 1:
                 v, context = resize(2 * v, 2), resize(context, 2)
-            before, v, context = self.steps[number](torch.stack((first[number], second[number])), v, context)
+            pair = normalise(torch.stack((first[number], second[number])))
+            before, v, context = self.steps[number](pair, v, context)
             levels += [before * (HEAD_STRIDE << number), v * (HEAD_STRIDE << number)]
+        levels[-1] = levels[-1] * self._motion_share(pair[:, :, : 3 + PYRAMID[0].match], v)
         return Velocities(levels[-1], tuple(levels))
+
+    def _motion_share(self, pair: Tensor, v: Tensor) -> Tensor:
+        """How much the velocity explains better than rest would, from 0 to 1, [B, 1, h, w].
+
+        What stands still beside something fast is drawn along otherwise: Gauss-Newton sees a neighbourhood.
+        """
+        moved, still = (
+            _smooth((a - b).abs().mean(1, keepdim=True).clamp(max=LARGEST_DIFFERENCE))
+            for a, b in (_warp_both(pair, v), pair.unbind())
+        )
+        return torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
 
 
 class Block(nn.Module):
@@ -141,11 +157,11 @@ class Step(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, pair: Tensor, start: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pair: the level's ``Matches`` of both frames, [2, B, C, h, w]. start: [B, 2, h, w]. context: [B, 32, h, w].
+        """pair: the level's ``Matches`` of both frames, normalised, [2, B, C, h, w]. start: [B, 2, h, w]. context:
+        [B, 32, h, w].
 
         Returns the velocity after Gauss-Newton, the velocity and the context.
         """
-        pair = normalise(pair)
         v, step, matrix = self._gauss_newton(pair, start)
         first, second = _warp_both(pair[:, :, 3:], v)
         residual = (first - second)[:, : self.match].abs().mean(1, keepdim=True)
