@@ -5,11 +5,38 @@ from typing import TYPE_CHECKING, Any
 from stif_rt.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from stif_rt.interpolation import interpolate
     from stif_rt.runtime import Pair, Runtime
+    from stif_rt.video.notices import Notice
+    from stif_rt.video.options import Cancellation, Cancelled, Progress, RenderOptions
+    from stif_rt.video.run import Rendered, render_video
 
-__all__ = ["Pair", "Runtime", "__version__"]
+__all__ = [
+    "Cancellation",
+    "Cancelled",
+    "Notice",
+    "Pair",
+    "Progress",
+    "RenderOptions",
+    "Rendered",
+    "Runtime",
+    "__version__",
+    "interpolate",
+    "render_video",
+]
 
-_MODULES = {"Pair": "stif_rt.runtime", "Runtime": "stif_rt.runtime"}
+_MODULES = {
+    "Cancellation": "stif_rt.video.options",
+    "Cancelled": "stif_rt.video.options",
+    "Notice": "stif_rt.video.notices",
+    "Pair": "stif_rt.runtime",
+    "Progress": "stif_rt.video.options",
+    "RenderOptions": "stif_rt.video.options",
+    "Rendered": "stif_rt.video.run",
+    "Runtime": "stif_rt.runtime",
+    "interpolate": "stif_rt.interpolation",
+    "render_video": "stif_rt.video.run",
+}
 """Where public names are defined. They are imported when they are asked for, so that the command line starts fast."""
 
 

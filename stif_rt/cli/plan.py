@@ -11,7 +11,7 @@ from stif_rt.cli.progress import Reporter
 from stif_rt.cli.render import RUN, option, render
 from stif_rt.cli.rendering import WITH_WARNINGS
 
-NOT_OF_A_PLAN = ("device", "dtype", "kernels", "encoder", "max_memory", "resume", "jobs", "shard", "plan")
+NOT_OF_A_PLAN = ("device", "dtype", "kernels", "encoder", "max_memory", "resume", "jobs", "shard", "plan", "dry_run")
 """Options of a render that are those of each process, not of the plan."""
 
 

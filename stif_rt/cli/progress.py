@@ -10,6 +10,7 @@ from stif_rt.cli.terminal import console, progress_bar, state
 from stif_rt.video.options import Progress
 
 if TYPE_CHECKING:
+    from stif_rt.video.estimate import Estimate
     from stif_rt.video.job import Job
     from stif_rt.video.notices import Notice
     from stif_rt.video.run import Rendered
@@ -73,6 +74,27 @@ class Reporter:
             height=H,
             fps=rate,
             total=job.expected,
+        )
+
+    def estimate(self, job: "Job", estimate: "Estimate | None") -> None:
+        """What ``--dry-run`` tells."""
+        codec = f"{job.encoding.codec}, {job.encoding.pixel_format}"
+        if estimate is None:
+            self.say(f"{job.output}: {codec}; the input does not say how long it is", "estimate", codec=codec)
+            return
+        from stif_rt.errors import format_bytes
+
+        seconds, length = estimate.seconds or 0.0, estimate.frames / float(job.rates.playing)
+        self.say(
+            f"{job.output}: {estimate.frames} frames, {length:.2f} s long, {codec}, "
+            f"about {format_bytes(estimate.bytes)} of disk space and {clock(seconds)} of time",
+            "estimate",
+            output=str(job.output),
+            frames=estimate.frames,
+            codec=job.encoding.codec,
+            pixel_format=job.encoding.pixel_format,
+            bytes=estimate.bytes,
+            seconds=round(seconds, 1),
         )
 
     def finish(self, rendered: "Rendered") -> None:

@@ -32,7 +32,10 @@ def option(help: str, *names: str, panel: str, **settings: Any) -> Any:
 def render(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="INPUT... OUTPUT", help="Videos or folders of images; then the output."),
+        typer.Argument(
+            metavar="INPUT... OUTPUT",
+            help="Videos or folders of images, then the output; - is Y4M in a pipe.",
+        ),
     ] = None,
     inputs: Annotated[
         list[Path] | None,
@@ -77,6 +80,7 @@ def render(
     ] = None,
     start: Annotated[str | None, option("Where to begin: seconds, or a time such as 1:02:03.5.", panel=TIME)] = None,
     end: Annotated[str | None, option("Where to stop, likewise; not rendered any more.", panel=TIME)] = None,
+    preview: Annotated[str | None, option("A time: render its picture alone, into an image file.", panel=TIME)] = None,
     input_fps: Annotated[str | None, option("Frames per second of a folder of images; 24.", panel=TIME)] = None,
     keep_frames: Annotated[
         bool, option("At --scale 1, show the input's own frames at their times; or render them too.", panel=TIME)
@@ -133,6 +137,10 @@ def render(
     segment_frames: Annotated[
         int | None, option("Output frames of a segment, which a stop can cost; 256.", min=1, panel=RUN)
     ] = None,
+    dry_run: Annotated[
+        bool,
+        option("Say what would be done, and about how long it takes.", "--dry-run", "-n", panel=RUN),
+    ] = False,
     jobs: Annotated[
         int,
         option(
@@ -170,6 +178,7 @@ def render(
         status = run_shard(plan, shard, machine, reporter)
     else:
         tasks = pair_up(paths or [], inputs or [], output)
-        status = Run(tasks, render_options(given), weights, machine, overwrite, resume, jobs, reporter).all()
+        run = Run(tasks, render_options(given), weights, machine, overwrite, resume, jobs, reporter)
+        status = run.dry() if dry_run else run.all()
     if status:
         raise typer.Exit(status)

@@ -63,6 +63,18 @@ class Run:
                     self.reporter.error(f"{source}: {error}")
         return 1 if failures else WITH_WARNINGS if warnings else 0
 
+    def dry(self) -> int:
+        """Says what would be done, and about how long it would take; returns the exit status."""
+        from stif_rt.video.estimate import estimate
+
+        runtime = None
+        for source, target in self.tasks:
+            with self._job(source, target) as job:
+                runtime = runtime or self.load()
+                self.reporter.start(job, f"{runtime.device}, {dtype_name(runtime.dtype)}")
+                self.reporter.estimate(job, estimate(job, runtime))
+        return 0
+
     def load(self) -> "Runtime":
         from stif_rt.runtime import Runtime
 

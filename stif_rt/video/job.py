@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stif_rt.dtypes import dtype_name
+from stif_rt.files import check_target as check_file
 from stif_rt.runtime import Runtime, bundled_weights
 from stif_rt.version import VERSION
 from stif_rt.video.cuts import CONTEXT, THRESHOLD, Cuts, detected_cuts, no_cuts, read_cuts
-from stif_rt.video.encoding import Encoding, choose_encoding, choose_image_encoding
+from stif_rt.video.encoding import IMAGE_CODECS, Encoding, choose_encoding, choose_image_encoding
 from stif_rt.video.layout import Layout, make_layout
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import RenderOptions
@@ -22,8 +23,10 @@ from stif_rt.video.plan import MAX_GAP, Pair, plan, without_duplicates
 from stif_rt.video.rates import Rates, output_rates, parse_number, parse_time
 from stif_rt.video.reader import Frame, Reader, open_reader
 from stif_rt.video.writer import check_target, is_video
+from stif_rt.video.y4m import PIPE, PipeReader
 
 INPUT_FPS = 24
+Kind = Literal["video", "images", "image", "pipe"]
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,23 @@ class Job:
     reader: Reader
     """The open input. Its notices are those of the job."""
 
+    cuts: Cuts
+    start: Fraction
+    stop: int | None
+    """The number of the output frame that is not shown any more; None for the end of the input."""
+
+    @property
+    def kind(self) -> Kind:
+        return output_kind(self.output, self.options)
+
     @property
     def as_video(self) -> bool:
-        return is_video(self.output)
+        return self.kind == "video"
 
     @property
     def suffix(self) -> str:
         """The ending of segments' names."""
         return self.output.suffix.lower() if self.as_video else ""
-
-    cuts: Cuts
-    start: Fraction
-    stop: int | None
-    """The number of the output frame that is not shown any more; None for the end of the input."""
 
     def pairs(self, first: int = 0, stop: int | None = None) -> Iterator[Pair]:
         """The input's pairs for the output frames from ``first`` to ``stop``, excluded; None for the end."""
@@ -72,6 +79,17 @@ class Job:
         return plan(frames, self.rates.sampling, self.cuts, max_gap, self.start, first, stop)
 
 
+def output_kind(output: Path, options: RenderOptions) -> Kind:
+    """What is written. ValueError for a name that tells nothing."""
+    if output == PIPE:
+        return "pipe"
+    if options.preview is not None:
+        if output.suffix.lower() not in IMAGE_CODECS:
+            raise ValueError(f"{output}: a preview is an image; give a name with {', '.join(IMAGE_CODECS)}")
+        return "image"
+    return "video" if is_video(output) else "images"
+
+
 def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool = False) -> Job:
     """Checks everything that can be checked before rendering.
 
@@ -79,12 +97,12 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
         FileNotFoundError, FileExistsError: for the input, and for an output that must not be replaced.
         ValueError: for an input that is no video, and options that cannot be.
     """
-    as_video = is_video(output)
-    check_target(output, input, overwrite)
-    if options.input_fps is not None and input.is_file():
-        raise ValueError(f"--input-fps is for folders of images; {input} is a file and has a rate of its own")
-    input_fps = parse_number(options.input_fps or INPUT_FPS, "--input-fps")
-    reader = open_reader(input, input_fps, Notices(options.strict), options.deinterlace, options.tonemap)
+    kind = output_kind(output, options)
+    if kind == "image":
+        check_file(output, overwrite)
+    elif kind != "pipe":
+        check_target(output, input, overwrite)
+    reader = _open(input, options)
     encoding = choose(output, options, reader)
     rates = output_rates(reader.rate, options.time_scale, options.fps, options.slow_motion)
     layout = make_layout(
@@ -96,24 +114,42 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
         options.region,
         reader.sample_aspect_ratio,
         options.square_pixels,
-        even=as_video and encoding.subsampled,
+        even=kind in ("video", "pipe") and encoding.subsampled,
     )
-    start = parse_time(options.start or 0, "--start")
+    start = parse_time((options.start if options.preview is None else options.preview) or 0, "--start")
     end = None if options.end is None else parse_time(options.end, "--end")
     if end is not None and end <= start:
         raise ValueError(f"--end {options.end} is not after --start {options.start or 0}")
     if reader.duration is not None and start >= reader.duration:
-        raise ValueError(f"--start {options.start} is not within the input, which ends at {float(reader.duration):g} s")
+        given = options.start if options.preview is None else options.preview
+        raise ValueError(f"{given} is not within the input, which ends at {float(reader.duration):g} s")
     stop = None if end is None else math.ceil((end - start) * rates.sampling)
+    stop = 1 if kind == "image" else stop
     cuts = _cuts(options, reader)
     expected = _expected(reader, rates, start, end)
     return Job(input, output, options, layout, rates, expected, encoding, reader, cuts, start, stop)
 
 
+def _open(path: Path, options: RenderOptions) -> Reader:
+    """The input of a job."""
+    notices = Notices(options.strict)
+    if path == PIPE:
+        return PipeReader(notices, options.tonemap)
+    if options.input_fps is not None and path.is_file():
+        raise ValueError(f"--input-fps is for folders of images; {path} is a file and has a rate of its own")
+    input_fps = parse_number(options.input_fps or INPUT_FPS, "--input-fps")
+    return open_reader(path, input_fps, notices, options.deinterlace, options.tonemap)
+
+
 def choose(output: Path, options: RenderOptions, reader: Reader) -> Encoding:
     """How the output's frames are written; what that cannot keep is said in the reader's notices."""
     colour, notices, more = reader.colour, reader.notices, dict(options.encoder_options)
-    if not is_video(output):
+    kind = output_kind(output, options)
+    if kind == "pipe":
+        return choose_encoding(".mkv", colour, notices, "rawvideo", options.pix_fmt, None, more)
+    if kind == "image":
+        return choose_image_encoding(output.suffix.lower(), colour, notices, options.pix_fmt, more)
+    if kind == "images":
         return choose_image_encoding(f".{options.image_format}", colour, notices, options.pix_fmt, more)
     if options.preset is not None:
         more.setdefault("preset", options.preset)

@@ -48,6 +48,8 @@ class RenderOptions:
     ``encoder_options`` anything else that it takes; ``pix_fmt`` is a pixel format's name in FFmpeg, by default one of
     10 bits for input above 8; ``image_format`` is ``png``, ``tiff`` or ``exr`` for folders.
 
+    ``preview`` is a time of the input, to render the picture of that time alone, into an image file.
+
     ``strict`` makes errors of warnings; ``segment_frames`` is how many output frames a stop can cost.
     """
 
@@ -66,6 +68,7 @@ class RenderOptions:
     cuts: str = "auto"
     cut_threshold: float | None = None
     drop_duplicates: bool = False
+    preview: Number | None = None
     keep_frames: bool = True
     deinterlace: Deinterlace = "auto"
     tonemap: Tonemap | None = None

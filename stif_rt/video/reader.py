@@ -155,7 +155,7 @@ def open_reader(
     return VideoReader(path, notices, deinterlace, tonemap)
 
 
-def _frame(
+def make_frame(
     start: Fraction,
     end: Fraction,
     frame: av.VideoFrame,
@@ -163,7 +163,15 @@ def _frame(
     size: tuple[int, int],
     device: torch.device | str,
 ) -> Frame:
-    """size: (height, width) that the picture must have; one of another size is resized."""
+    """A decoded frame as a frame of the input.
+
+    Args:
+        start, end: when it is shown, seconds after the first one.
+        frame: as decoded.
+        conversion: of frames to pictures.
+        size: (height, width) that the picture must have; one of another size is resized.
+        device: for the picture's tensors.
+    """
     picture = conversion(frame, device)  # the one place where frames become tensors
     if picture.rgb.shape[1:] != size:
         rgb, alpha = picture
@@ -434,7 +442,7 @@ class VideoReader:
                 if (height, width) != (self.height, self.width):
                     text = f"pictures of {width}x{height} are resized to {self.width}x{self.height}, as the first one"
                     self.notices.add(text, f"{float(item.start):.2f} s")
-                frame = _frame(*item, self._conversion, (self.height, self.width), self.device)
+                frame = make_frame(*item, self._conversion, (self.height, self.width), self.device)
                 if frame.picture.alpha is not None and not self.colour.alpha:
                     self.notices.add("a transparent picture is laid on black", f"{float(item.start):.2f} s")
                 yield frame
@@ -586,7 +594,7 @@ class ImageReader:
         """See ``Reader.read``."""
         for begin, finish, file in _window(self._shown, start, end, context):
             frame, conversion = _read_picture(file, self._tonemap)
-            yield _frame(begin, finish, frame, conversion, (self.height, self.width), self.device)
+            yield make_frame(begin, finish, frame, conversion, (self.height, self.width), self.device)
 
     def _check(self, path: Path) -> _Image | str:
         """What is to be known of an image before the first one is rendered, or what is wrong with the file."""

@@ -17,6 +17,10 @@ PAIRS_AHEAD = 2
 """Input pairs that are decoded before the network needs them."""
 PICTURES_AHEAD = 2
 """Output pictures that wait for the encoder."""
+TIMES_AT_ONCE = 8
+"""Pictures between two frames that are rendered in one call, at most ..."""
+BYTES_AT_ONCE = 256 << 20
+"""... and the memory for them."""
 HOST_BUFFERS = PICTURES_AHEAD + 3
 """Pinned frames: besides those that wait, one each that is copied, handed over, and encoded."""
 
@@ -48,18 +52,13 @@ class NetworkRenderer:
         self.keep_frames = keep_frames
 
     def __call__(self, before: Picture, after: Picture, times: list[float]) -> Iterator[Components]:
-        encoded: tuple[EncodedPair, EncodedPair | None] | None = None
+        kept = {t: picture for t in times if (picture := self._kept(before, after, t)) is not None}
+        rendered = self._rendered(before, after, [t for t in dict.fromkeys(times) if t not in kept])
         prepared: Components | None = None
         shown: float | None = None
-        grey: bool | None = None  # the network may tint what has no colour
         for t in times:
             if prepared is None or t != shown:
-                picture = self._kept(before, after, t)
-                if picture is None:
-                    encoded = encoded or self._encode(before, after)
-                    grey = is_grey(before) and is_grey(after) if grey is None else grey
-                    picture = self._rendered(t, grey, *encoded)
-                rgb, alpha = picture
+                rgb, alpha = kept[t] if t in kept else next(rendered)
                 picture = Picture(self._framed(rgb), None if alpha is None else self._framed(alpha))
                 prepared, shown = self.prepare(picture), t
             yield prepared
@@ -81,16 +80,25 @@ class NetworkRenderer:
         alphas = ((opaque if p.alpha is None else p.alpha).expand(3, -1, -1) for p in (before, after))
         return pair, self.runtime.encode(*alphas)
 
-    def _rendered(self, t: float, grey: bool, pair: EncodedPair, alpha_pair: EncodedPair | None) -> Picture:
+    def _rendered(self, before: Picture, after: Picture, times: list[float]) -> Iterator[Picture]:
+        """The pictures of those times, several in one call."""
+        if not times:
+            return
+        pair, alpha_pair = self._encode(before, after)
+        grey = is_grey(before) and is_grey(after)  # the network may tint what has no colour
         size, region = self.layout.picture, self.layout.region
         part = None if region == (0, 0, *size) else region
-        rgb = pair.render(t, size=size, region=part)
-        if grey:
-            rgb = rgb.mean(0).expand(3, -1, -1)
-        if alpha_pair is None:
-            return Picture(rgb)
-        alpha = alpha_pair.render(t, size=size, region=part).mean(0)
-        return Picture((rgb / alpha.clamp(min=1e-6)).clamp_(0, 1), alpha)
+        at_once = max(1, min(TIMES_AT_ONCE, BYTES_AT_ONCE // (region[2] * region[3] * 12)))
+        for first in range(0, len(times), at_once):
+            some = times[first : first + at_once]
+            pictures = pair.render(some, size=size, region=part)
+            if grey:
+                pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            if alpha_pair is None:
+                yield from map(Picture, pictures)
+                continue
+            for rgb, alpha in zip(pictures, alpha_pair.render(some, size=size, region=part).mean(1), strict=True):
+                yield Picture((rgb / alpha.clamp(min=1e-6)).clamp_(0, 1), alpha)
 
     def _framed(self, plane: Tensor) -> Tensor:
         """[..., h, w] in its frame, with black (and opaque) around it."""

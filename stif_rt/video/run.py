@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,9 +14,10 @@ import av
 import av.container
 import torch
 
-from stif_rt.files import publish
+from stif_rt.files import publish, whole_file
 from stif_rt.runtime import Runtime
 from stif_rt.video.colour import Components, Picture
+from stif_rt.video.estimate import check_space
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.matroska import write_pixel_shape
 from stif_rt.video.notices import Notice
@@ -26,6 +28,7 @@ from stif_rt.video.segments import check_segments, join_images, join_video, miss
 from stif_rt.video.streams import StreamOptions, carry_streams, plan_streams
 from stif_rt.video.workspace import Workspace, open_workspace
 from stif_rt.video.writer import ImageWriter, VideoWriter, publish_images
+from stif_rt.video.y4m import PipeWriter, standard_output
 
 OpenStreams = Callable[[av.container.OutputContainer], AbstractContextManager[Callable[[Fraction | None], None]]]
 """Adds streams to a container that is not begun, and gives a function that writes them up to a time."""
@@ -102,6 +105,10 @@ def run_job(
 ) -> Rendered:
     """Renders a job, or what is missing of it. As ``render_video``."""
     started = time.perf_counter()
+    if job.kind in ("pipe", "image"):
+        frames = (write_pipe if job.kind == "pipe" else write_preview)(job, runtime, overwrite, progress, cancel)
+        return rendered(job, frames, started)
+    check_space(job)
     with open_workspace(job.output, job.suffix) as workspace:
         check_encoding(job, workspace)
         streams = other_streams(job)
@@ -132,6 +139,36 @@ def renderer(job: Job, runtime: Runtime) -> PairRenderer:
     """Renders the pairs of a job by a runtime."""
     job.reader.device = runtime.device
     return NetworkRenderer(runtime, job.layout, job.encoding.components, job.options.keep_frames)
+
+
+def write_pipe(job: Job, runtime: Runtime, overwrite: bool, progress: ProgressCallback, cancel: Cancellation) -> int:
+    """Renders a job to standard output; returns the number of frames."""
+    started, number = time.perf_counter(), 0
+    output = standard_output()
+    try:
+        writer = PipeWriter(output, job.layout.frame, job.rates.playing, job.encoding, job.layout.sample_aspect_ratio)
+        with contextlib.closing(pictures(job.pairs(), renderer(job, runtime))) as frames:
+            for frame in frames:
+                cancel.check(segment_finished=True)
+                writer.write(frame)
+                number += 1
+                progress(Progress("rendering", number, job.expected, time.perf_counter() - started))
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # what is still buffered goes nowhere
+        raise RuntimeError(f"the program that reads standard output has ended after {number} frames") from error
+    return number
+
+
+def write_preview(job: Job, runtime: Runtime, overwrite: bool, progress: ProgressCallback, cancel: Cancellation) -> int:
+    """Renders the one picture of a job into an image file; returns 1."""
+    with contextlib.closing(pictures(job.pairs(), renderer(job, runtime))) as frames:
+        frame = next(frames, None)
+    if frame is None:
+        raise ValueError(f"{job.input} shows nothing at {job.options.preview}")
+    with whole_file(job.output, overwrite) as path:
+        job.encoding.write_image(path, frame, job.layout.frame)
+    progress(Progress("rendering", 1, 1, 0.0))
+    return 1
 
 
 def prepare(workspace: Workspace, description: dict[str, Any], overwrite: bool, resume: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from stif_rt.files import write_whole
 from stif_rt.runtime import Runtime
+from stif_rt.video.estimate import check_space
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.options import Cancellation, Cancelled, Progress, ProgressCallback, RenderOptions
 from stif_rt.video.run import Rendered, check_encoding, join, other_streams, prepare, render_range, rendered, renderer
@@ -148,6 +149,9 @@ def run_jobs(
         devices: one for each process, used in turn.
     """
     started = time.perf_counter()
+    if job.kind not in ("video", "images"):
+        raise ValueError("--jobs is for outputs that are written in segments: videos and folders of images")
+    check_space(job)
     with open_workspace(job.output, job.suffix, keep=True) as workspace:
         check_encoding(job, workspace)
         streams = other_streams(job)
