@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 THREAD_NAME = "stif-rt stage"
 
-PATIENCE = 2.0
+PATIENCE = 0.5
 """Seconds that closing waits for the thread; one that is busy for longer ends by itself after its item."""
 
 
