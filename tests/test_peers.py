@@ -55,6 +55,11 @@ def test_tmnet():
     network = peer("tmnet")
     assert_close(network(expected["frames"], expected["times"]), expected["rgb"], 2e-5)
     assert network(expected["frames"]).shape == (1, 3, 3, 64, 80)  # without times, as its single-frame model
+    for times in ([[0.0, 0.5]], [[0.5, 1.0]], [[0.5, 0.25]], [[float("nan")]]):
+        with pytest.raises(ValueError, match="TMNet makes frames between 0 and 1, in ascending order"):
+            network(expected["frames"], torch.tensor(times))
+    with pytest.raises(ValueError, match=r"times are \[B, T\]"):
+        network(expected["frames"], torch.tensor([0.5]))
 
 
 @torch.no_grad()
@@ -363,6 +368,10 @@ def test_sizes_stand_beside_the_papers():
         assert any(value.label in line and f"{count:,}" in line for line in lines)
 
 
+def test_the_documentation_has_the_sizes():
+    assert size_table() in (GOLDEN.parents[1] / "docs" / "benchmarks.md").read_text()
+
+
 def test_published_files_load(tmp_path):
     network = PEERS["super_slomo"].build().half()  # for a smaller file
     state = network.state_dict()
@@ -451,6 +460,26 @@ def test_published_files_of_liif(tmp_path):
         with pytest.raises(ValueError, match=f"edsr-baseline-liif.pth: its|{said}") as error:
             load_peer("liif_edsr", path)
         assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dictFC": [1], "state_dictAT": 3},
+        {"model": {"name": "liif", "args": 5, "sd": {}}},
+        {"model": {"name": "liif", "args": {"encoder_spec": 7}, "sd": {"a": torch.zeros(1)}}},
+        {"params_ema": 7},
+        {"model_state_dict": [torch.zeros(1)]},
+        {3: torch.zeros(1), None: torch.zeros(1)},
+        {},
+    ],
+    ids=str,
+)
+def test_files_laid_out_otherwise_say_so(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    for name in ("super_slomo", "qvi", "dain", "basicvsr", "liif_edsr"):
+        with pytest.raises(ValueError, match=r"other\.pth"):
+            load_peer(name, tmp_path / "other.pth")
 
 
 class Code:

@@ -1,6 +1,15 @@
-"""The networks that the paper's figure compares with, written afresh. One file each.
+"""The networks that the paper compares with, written afresh. One file each.
 
-They share their blocks with ``stif_rt.model.encoder``, and so its deformable convolution.
+They share blocks with ``stif_rt.model.encoder``, its deformable convolution included, and with each other. Pictures are
+RGB in [0, 1]; outputs are not clamped.
+
+- Interpolators, ``forward(frames [B, N, 3, h, w], times [B, T]) -> [B, T, 3, h, w]``: ``super_slomo`` and ``dain`` from
+  two frames, ``qvi`` from four, of which the middle two are the pair.
+- Enlargers: ``basicvsr``, ``forward(frames [B, T, 3, h, w]) -> [B, T, 3, 4h, 4w]``; ``edvr``, ``forward(frames
+  [B, 7, 3, h, w]) -> [B, 3, 4h, 4w]``, the middle one; ``liif_edsr`` and ``liif_rdn``, ``forward(image [B, 3, h, w],
+  (H, W)) -> [B, 3, H, W]``.
+- Both at once: ``zooming_slowmo`` and ``tmnet``, ``forward(frames [B, N, 3, h, w], ...) -> [B, M, 3, 4h, 4w]``.
+
 ``python -m benchmarks.peers`` prints their sizes beside the paper's.
 """
 
@@ -17,7 +26,7 @@ from benchmarks.peers import basicvsr, dain, liif, qvi, super_slomo
 from benchmarks.peers.edvr import EDVR
 from benchmarks.peers.tmnet import TMNet
 from benchmarks.peers.zooming_slowmo import ZoomingSlowMo
-from stif_rt.evaluation.published import WEIGHTS
+from stif_rt.errors import BadFileError
 from stif_rt.model.checkpoints import check_parameters, parameters_of, read_checkpoint
 from stif_rt.model.stif import STIF
 from stif_rt.model.weight_files import read_pickle
@@ -106,7 +115,7 @@ def load_peer(name: str, path: Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: Where there is no such file.
-        ValueError: Where it holds no parameters, or others than this network's.
+        BadFileError: Where it holds no parameters, or others than this network's.
     """
     peer = PEERS[name]
     network = peer.build()
@@ -115,14 +124,17 @@ def load_peer(name: str, path: Path) -> nn.Module:
     else:
         with torch.serialization.safe_globals([datetime.datetime]):  # QVI's files tell when they were written
             content = read_pickle(path)
-        try:
-            state = parameters_of(path, peer.unpack(content) if isinstance(content, Mapping) else content)
-        except ValueError as error:
-            message = str(error) if str(path) in str(error) else f"{path}: {error}"
-            raise ValueError(f"{message} (wanted: {peer.label}, published as {WEIGHTS[name]})") from error
+        state = parameters_of(path, _unpacked(peer, path, content) if isinstance(content, dict) else content)
     check_parameters(path, network.state_dict(), state, peer.label)
     network.load_state_dict(state)
     return network
+
+
+def _unpacked(peer: Peer, path: Path, content: dict[str, Any]) -> Mapping[str, Any]:
+    try:
+        return peer.unpack(content)
+    except Exception as error:  # whatever is elsewhere than in published files
+        raise BadFileError(f"{path} is not a file of {peer.label} as published: {error}") from error
 
 
 def size_table() -> str:

@@ -7,6 +7,7 @@ and a skip leads around ConvLSTM and trunk.
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers.zooming_slowmo import ZoomingSlowMo
@@ -85,6 +86,15 @@ def offset_convs() -> nn.Sequential:
     return nn.Sequential(conv(2 * CHANNELS, CHANNELS), nn.LeakyReLU(0.1), conv(CHANNELS, CHANNELS))
 
 
+def check_times(times: Tensor, batch: int) -> None:
+    """Raises ValueError unless they are [B, T], ascending between 0 and 1."""
+    if times.ndim != 2 or times.shape[0] != batch or times.shape[1] == 0:
+        raise ValueError(f"times are [B, T] for frames [B, N, 3, h, w], not {list(times.shape)}")
+    steps = torch.diff(F.pad(times, (1, 0)), dim=1)
+    if not bool((steps > 0).all() and (times < 1).all()):
+        raise ValueError(f"TMNet makes frames between 0 and 1, in ascending order, not at {times.tolist()}")
+
+
 class TMNet(ZoomingSlowMo):
     pcd_align: TimedAlignment
 
@@ -104,13 +114,21 @@ class TMNet(ZoomingSlowMo):
         return x + self.layersFusion(torch.cat((from_before, x, from_after), 1))
 
     def forward(self, frames: Tensor, times: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """frames: [B, N, 3, h, w], RGB in [0, 1], h and w multiples of 4.
+        """All frames and those at the times between neighbours. One time's result depends on the others.
 
-        times: [B, T], each in (0, 1), ascending, the same between all neighbouring frames; None for one unmodulated
-        map midway, as the single-frame model was trained.
+        Args:
+            frames: [B, N, 3, h, w], RGB in [0, 1], h and w multiples of 4.
+            times: [B, T], each in (0, 1), ascending, the same between all neighbouring frames; None for one unmodulated
+                map midway, as the single-frame model was trained.
 
-        Returns RGB [B, N + (N - 1) T, 3, 4h, 4w] in time order, not clamped. One time's result depends on the others.
+        Returns:
+            RGB [B, N + (N - 1) T, 3, 4h, 4w] in time order, not clamped.
+
+        Raises:
+            ValueError: For other times.
         """
+        if times is not None and not torch.compiler.is_compiling():
+            check_times(times, len(frames))
         N = frames.shape[1]
         level1 = self.feature_extraction(leaky(self.conv_first(frames.flatten(0, 1))))
         levels = [level.unflatten(0, (-1, N)).unbind(1) for level in self.pyramid(level1)]
