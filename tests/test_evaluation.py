@@ -429,7 +429,7 @@ def test_tables_and_strips(evaluated, monkeypatch, capsys, caplog):
         (["--frames-per-window", "30"], "no clip has 30 frames"),
         (["--dataset", "gopro"], "GOPRO_Large_all"),
         (["--max-cache", "many"], "--max-cache many: give a number of bytes"),
-        (["--max-cache", "1kB"], "1 clip would take 1.61e-05 GB in"),
+        (["--max-cache", "1kB"], "1 clip would take 16.1 kB in"),
     ],
 )
 def test_errors_of_the_command_line(evaluated, monkeypatch, capsys, arguments, message):
@@ -456,3 +456,18 @@ def test_the_console_script_finds_modules_of_the_current_folder(evaluated):
     )
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_terminal_without_the_characters_of_a_name(evaluated):
+    (evaluated / "data" / "city").rename(evaluated / "data" / "café")
+    done = subprocess.run(
+        [sys.executable, "-m", "stif_rt.cli", *options(evaluated)],
+        cwd=evaluated,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"caf\xe9" in done.stdout

@@ -1,6 +1,7 @@
 """The terminal: console, progress bars, and errors as one line."""
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -48,7 +49,12 @@ console = Console(file=cast(IO[str], Forgiving()))
 
 
 def open_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that are closed, lest an output file gets one and the messages with it."""
+    """Opens those of the descriptors 0 to 2 that are closed, lest an output file gets one and the messages with it.
+
+    A terminal that lacks a character of a file's name shows its number.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -118,26 +118,26 @@ def check_room(entries: Iterable[Entry], max_cache: int) -> None:
     if not missing:
         return
     needed, folder = sum(_estimate_bytes(entry) for entry in missing), missing[0].folder
-    clips = "1 clip" if len(missing) == 1 else f"{len(missing)} clips"
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
+    clips = "1 clip" if len(missing) == 1 else f"{len(missing)} clips"
+    frames, size, room = f"the decoded frames of {clips}", readable_bytes(needed), readable_bytes(free)
     remedy = "shrink them (--downscale 2 takes a quarter) or give fewer clips"
     if needed > max_cache:
-        raise OSError(
-            f"the decoded frames of {clips} would take {gigabytes(needed)} in {folder} (free: {gigabytes(free)}), more "
-            f"than the {gigabytes(max_cache)} of --max-cache: allow more, {remedy}"
-        )
+        limit = f"the {readable_bytes(max_cache)} of --max-cache"
+        raise OSError(f"{frames} would take {size} in {folder} (free: {room}), more than {limit}: allow more, {remedy}")
     if needed > free:
-        raise OSError(
-            f"the decoded frames of {clips} would take {gigabytes(needed)} in {folder}, where {gigabytes(free)} are "
-            f"free: give another --cache, {remedy}"
-        )
-    level = logging.WARNING if needed > 10**9 else logging.INFO
-    log.log(level, "the decoded frames of %s will take %s in %s", clips, gigabytes(needed), folder)
+        raise OSError(f"{frames} would take {size} in {folder}, where {room} are free: give another --cache, {remedy}")
+    log.log(logging.WARNING if needed > 10**9 else logging.INFO, "%s will take %s in %s", frames, size, folder)
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 10**9:.3g} GB"
+def readable_bytes(count: float) -> str:
+    """Such as ``537 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 def _estimate_bytes(entry: Entry) -> int:
