@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -295,3 +296,18 @@ def test_copies_in_a_data_set_are_not_mixed_up(tmp_path):
     shutil.move(tmp_path / "GT", tmp_path / "HR")
     with pytest.raises(ValueError, match=r"calendar is there more than once, as .*BIx4.* and .*HR"):
         find_dataset("vid4", [tmp_path])
+
+
+def test_several_at_once_decode_once(tmp_path, monkeypatch):
+    folder, decoded = write_images(tmp_path / "clip", SMALL), []
+    decode = frame_cache._decode
+
+    def count(entry):
+        decoded.append(entry)
+        decode(entry)
+
+    monkeypatch.setattr(frame_cache, "_decode", count)
+    with ThreadPoolExecutor(4) as pool:
+        clips = list(pool.map(lambda _: load_clip(folder, tmp_path / "cache", 1), range(4)))
+    assert len(decoded) == 1
+    assert all(np.array_equal(clip.frames, SMALL) for clip in clips)

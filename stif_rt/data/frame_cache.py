@@ -22,6 +22,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from stif_rt.files import whole_file, write_whole
 from stif_rt.version import VERSION
 from stif_rt.video.cuts import detected_cuts
@@ -92,14 +97,33 @@ def load_frames(entry: Entry) -> tuple[NDArray[np.uint8], Shots]:
         OSError: if the cache cannot be written, saying so; or the source cannot be read.
         ValueError: for a source that holds no pictures.
     """
-    cached = _read(entry)
+    if (cached := _read(entry)) is not None:
+        return cached
+    with _writing(entry):
+        entry.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(entry.folder):
+        if (cached := _read(entry)) is None:  # nor has another process decoded it meanwhile
+            _decode(entry)
+            _remove_outdated(entry)
+            cached = _read(entry)
     if cached is None:
-        _decode(entry)
-        _remove_outdated(entry)
-        cached = _read(entry)
-        if cached is None:
-            raise OSError(f"{entry.frames} has just been written and cannot be read")
+        raise OSError(f"{entry.frames} has just been written and cannot be read")
     return cached
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process decodes into the folder: those of one training would all decode the same clips."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(entry: Entry) -> tuple[NDArray[np.uint8], Shots] | None:
@@ -158,10 +182,9 @@ def _shrunk(size: tuple[int, int], downscale: float) -> tuple[int, int]:
 
 
 def _decode(entry: Entry) -> None:
-    """Each file appears when it is whole, the index last; several processes may be at it."""
+    """Each file appears when it is whole, the index last."""
     with contextlib.ExitStack() as stack:
         with _writing(entry):
-            entry.folder.mkdir(parents=True, exist_ok=True)
             temporary = stack.enter_context(whole_file(entry.frames))
         shots = _decode_frames(entry, temporary)
     with _writing(entry):
