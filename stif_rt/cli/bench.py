@@ -63,9 +63,9 @@ def forward_to(module: str) -> Any:
     return command
 
 
-passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+FORWARD_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 for module, summary in (
     ("figure3", "The paper's Figure 3: inference time against time scale, with its peers. Needs the source checkout."),
     ("growth", "Time and memory against output pixels and frames per pair. Needs the source checkout."),
 ):
-    bench.command(module, help=summary, add_help_option=False, context_settings=passed_on)(forward_to(module))
+    bench.command(module, help=summary, add_help_option=False, context_settings=FORWARD_CONTEXT)(forward_to(module))
