@@ -25,6 +25,7 @@ from stif_rt.evaluation.methods import BASELINE, Window, bicubic, external, pred
 from stif_rt.evaluation.metrics import Score, luma_psnr, psnr, ssim
 from stif_rt.evaluation.protocol import Result, evaluate, render, summarise, windows
 from stif_rt.evaluation.run import Plan, run_evaluation
+from stif_rt.evaluation.validation import append_points, validate
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
@@ -471,3 +472,23 @@ def test_a_terminal_without_the_characters_of_a_name(evaluated):
     )
     assert done.returncode == 0, done.stderr
     assert r"caf\xe9" in done.stdout
+
+
+def test_validation_is_a_curve_of_means(tmp_path):
+    torch.manual_seed(0)
+    config = Config(front_blocks=0, back_blocks=0, recurrent=False, residual=True, flow=False, upsampling_head=False)
+    model = STIF(config)
+    points = validate(model, [clip(7, (24, 32))], 2.0, "cpu")
+    results = [evaluate(window, {}) for window in windows([clip(7, (24, 32))], 3, 2.0, 4)]
+    baseline = {(m.texture, m.frames): m.psnr for m in summarise(results) if m.clip is None}
+    assert {(p.texture, p.frames) for p in points} <= set(baseline)
+    assert {p.frames for p in points} == {"first and last", "middle", "average"}
+    assert all(p.bicubic == pytest.approx(baseline[p.texture, p.frames]) for p in points)
+    assert all(0 < p.psnr < 60 for p in points)
+    for iteration in (10, 20):
+        append_points(tmp_path / "validation.csv", iteration, points)
+    rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
+    assert [row["iteration"] for row in rows] == ["10"] * len(points) + ["20"] * len(points)
+    assert float(rows[0]["psnr"]) == pytest.approx(points[0].psnr, abs=1e-3)
+    with pytest.raises(ValueError, match="no clip of --validation has 3 frames"):
+        validate(model, [clip(2)], 2.0, "cpu")

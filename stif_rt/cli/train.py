@@ -1,7 +1,5 @@
 """``stif-rt train``."""
 
-import copy
-import csv
 import difflib
 import inspect
 import os
@@ -17,13 +15,11 @@ import typer
 from stif_rt.cli.options import MAX_CACHE, Device, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.clips import load_clips, load_pictures
-from stif_rt.evaluation.methods import runtime_method
-from stif_rt.evaluation.protocol import evaluate as evaluate_window
-from stif_rt.evaluation.protocol import summarise, windows
+from stif_rt.evaluation.validation import append_points, validate
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.stif import STIF
-from stif_rt.runtime import Runtime, choose_device
+from stif_rt.runtime import choose_device
 from stif_rt.training.declare import declared, parameters
 from stif_rt.training.examples import Recipe
 from stif_rt.training.train import Options, Step, is_first_process
@@ -127,34 +123,21 @@ def train(
         if curves is not None:
             curves.add_scalar("learning rate", step.learning_rate, step.iteration)
 
-    def validate(model: STIF, iteration: int) -> None:
+    def checkpoint(model: STIF, iteration: int) -> None:
         flow = f", flow error {np.mean(errors):.2f} pixels" if errors else ""
         console.print(f"{iteration}: loss {np.mean(losses):.5f}{flow}")
-        if not held_out:
-            return
-        runtime = Runtime.from_model(copy.deepcopy(model), device=device)
-        methods = {"this": runtime_method(runtime)}
-        means = summarise([evaluate_window(window, methods) for window in windows(held_out, 3, cut.scale, 4)])
-        pairs = zip(means[::2], means[1::2], strict=True)  # the baseline and this
-        rows = []
-        for bicubic, mean in pairs:
-            if mean.clip is None and mean.texture != "all" and mean.frames != "center":
-                shown = f"{mean.texture}, {mean.frames}"
-                console.print(f"{iteration}: {shown}: {mean.psnr:.2f} dB, {mean.psnr - bicubic.psnr:+.2f} over bicubic")
-                rows.append((iteration, mean.texture, mean.frames, f"{mean.psnr:.3f}", f"{bicubic.psnr:.3f}"))
-                if curves is not None:
-                    curves.add_scalar(f"PSNR {shown}", mean.psnr, iteration)
-        table = output / "validation.csv"
-        head = not table.exists()
-        with table.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if head:
-                writer.writerow(("iteration", "windows", "frames", "psnr", "bicubic"))
-            writer.writerows(rows)
+        points = validate(model, held_out, cut.scale, device) if held_out else []
+        for texture, frames, psnr, bicubic in points:
+            shown = f"{texture}, {frames}"
+            console.print(f"{iteration}: {shown}: {psnr:.2f} dB, {psnr - bicubic:+.2f} over bicubic")
+            if curves is not None:
+                curves.add_scalar(f"PSNR {shown}", psnr, iteration)
+        if points:
+            append_points(output / "validation.csv", iteration, points)
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=total)
-        usable = train_model(model, clips, options, output, chosen, workers, report, validate, stills)
+        usable = train_model(model, clips, options, output, chosen, workers, report, checkpoint, stills)
     if is_first_process() and not seconds:
         console.print(f"{output / 'last.pt'} holds a finished run of {total} iterations: nothing was left to do")
     if is_first_process():
