@@ -135,6 +135,14 @@ def test_figure3_writes_everything_and_marks_failures(light, tmp_path):
 
 
 @pytest.mark.slow
+def test_figure3_takes_any_two_stages(tmp_path):
+    content = run(tmp_path, "--method", "bicubic", "--method", "blend+bicubic", "--time-scale", "3", "--rounds", "1")
+    assert {s["method"]: len(s["frames"]) for s in content["samples"]} == {"bicubic": 3, "blend+bicubic": 3}
+    assert "| blend + bicubic, float32 |" in (tmp_path / "figure3.md").read_text()
+    with pytest.raises(ValueError, match="unknown method 'blend\\+espcn'"):
+        run(tmp_path, "--method", "blend+espcn")
+
+
 def test_figure3_goes_on_where_it_ended(light, tmp_path):
     before = run(tmp_path, *CHOICE, "--rounds", "1")["samples"]
     after = run(tmp_path, *CHOICE, "--rounds", "2", "--method", "stif")["samples"]
