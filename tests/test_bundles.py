@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from stif_rt import Runtime
 from stif_rt.bundle import FORMAT, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
-from stif_rt.engines import bundle_engines, onnxruntime_engine, tensorrt_engine
+from stif_rt.engines import BUNDLE_ENGINES, onnxruntime_engine, tensorrt_engine
 from stif_rt.model import stif
 from stif_rt.model.checkpoints import save_model
 from stif_rt.model.encoder import Encoder
@@ -258,9 +258,9 @@ def test_frames_of_another_size_are_refused(bundle, frames):
 
 def test_what_cannot_run_says_why():
     cpu = torch.device("cpu")
-    assert bundle_engines(cpu, torch.float32)["onnx"] is None
-    assert "bfloat16" in bundle_engines(cpu, torch.bfloat16)["onnx"]
-    assert "GPUs only" in bundle_engines(cpu, torch.float32)["tensorrt"]
+    assert BUNDLE_ENGINES["onnx"].unavailable_reason(cpu, torch.float32) is None
+    assert "bfloat16" in BUNDLE_ENGINES["onnx"].unavailable_reason(cpu, torch.bfloat16)
+    assert "GPUs only" in BUNDLE_ENGINES["tensorrt"].unavailable_reason(cpu, torch.float32)
     assert "provider 'cpu' does not run on cuda" in onnxruntime_engine.unavailable_reason(
         torch.device("cuda"), torch.float32, "cpu"
     )

@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 
 import av
@@ -8,7 +9,10 @@ from helpers.videos import picture, write_images, write_video
 from typer.testing import CliRunner
 
 from stif_rt import cli
+from stif_rt.engines import torch_compiled
 from stif_rt.model.checkpoints import save_model
+from stif_rt.ops import native
+from stif_rt.ops.implicit import triton_backend
 from stif_rt.runtime import Runtime
 from stif_rt.video.reader import read_image
 
@@ -174,6 +178,20 @@ def test_info_lists_everything(monkeypatch, capsys):
     assert status == 0
     for word in ("stif-rt", "torch", "CPU", "encoder torch", "kernels reference", "bfloat16"):
         assert word in out
+
+
+def test_info_says_what_auto_takes_and_groups_what_cannot_run(monkeypatch, capsys):
+    runtime = Runtime.load()
+    monkeypatch.setattr(torch_compiled, "unavailable_reason", lambda device, dtype: "it has no compiler today")
+    monkeypatch.setattr(triton_backend, "unavailable_reason", lambda *_: "it has no compiler today")
+    monkeypatch.setattr(native, "load", lambda: "it was not built")
+    status, out, _ = call(monkeypatch, capsys, "info")
+    out = " ".join(out.split())
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    assert (status, f"auto takes: device {runtime.device}, dtype {dtype}, encoder torch, kernels" in out) == (0, True)
+    assert out.count("it has no compiler today") == 1
+    assert re.search(r"encoder compiled on cpu; [^:]*kernels triton on cpu[^:]*: it has no compiler today", out)
+    assert "Native CPU kernels: no, it was not built" in out
 
 
 @pytest.mark.parametrize(

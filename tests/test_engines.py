@@ -1,10 +1,13 @@
+import re
+
 import pytest
 import torch
 from helpers.models import TINY, fill_model
 
-from stif_rt.engines import make_engine
+from stif_rt.engines import choose_engine, make_engine, torch_compiled
 from stif_rt.engines.torch_compiled import CompiledEngine
 from stif_rt.engines.torch_eager import TorchEngine
+from stif_rt.errors import CannotRunError
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 
@@ -35,6 +38,17 @@ def test_compiled_encoder_runs_eagerly_where_it_cannot_be_compiled(caplog):
     assert torch.equal(compiled(frames).maps, engine(TorchEngine)(frames).maps)
     assert "no C compiler" in caplog.text
     assert torch.equal(compiled(frames).maps, engine(TorchEngine)(frames).maps)
+
+
+def test_without_a_compiler_auto_goes_on_and_a_name_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch_compiled.shutil, "which", lambda name: None)
+    for device, said in (("cpu", "no g.. or clang"), ("cuda", "no gcc or clang|needs Triton")):
+        assert re.search(said, torch_compiled.unavailable_reason(torch.device(device), torch.float32))
+        assert choose_engine("auto", torch.device(device), torch.float32) == "torch"
+        with pytest.raises(CannotRunError, match=said):
+            choose_engine("compiled", torch.device(device), torch.float32)
+    with pytest.raises(ValueError, match="unknown encoder engine 'magic'"):
+        choose_engine("magic", CPU, torch.float32)
 
 
 def test_auto_compiles_on_gpus_only():

@@ -1,6 +1,7 @@
 """``stif-rt info``."""
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import av
@@ -10,10 +11,13 @@ from rich.table import Table
 
 from stif_rt import __version__
 from stif_rt.dtypes import DTYPES, dtype_name, parse_dtype
-from stif_rt.engines import ENGINES, bundle_engines
+from stif_rt.engines import BUNDLE_ENGINES, ENGINES, choose_engine
+from stif_rt.model.checkpoints import read_checkpoint
 from stif_rt.model.config import Config
 from stif_rt.ops import native
 from stif_rt.ops.implicit import BACKENDS
+from stif_rt.runtime import bundled_weights
+from stif_rt.runtime.device import choose_device, choose_dtype
 
 
 def info() -> None:
@@ -42,20 +46,23 @@ def info() -> None:
         table.add_row(*fact)
     out.print(table)
 
-    table = Table("what", "device", "dtype", "can run", title="Encoder engines and kernels", title_justify="left")
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    for device in devices:
-        for dtype in map(parse_dtype, DTYPES):
-            for engine in ENGINES:
-                table.add_row(f"encoder {engine}", device, dtype_name(dtype), "yes")
-            for engine, why in bundle_engines(torch.device(device), dtype).items():
-                table.add_row(f"encoder {engine} (bundles)", device, dtype_name(dtype), f"no: {why}" if why else "yes")
-            for name, module in BACKENDS.items():
-                reason = module.unavailable_reason(Config(), torch.device(device), dtype)
-                table.add_row(
-                    f"kernels {name}", device, dtype_name(dtype), "yes" if reason is None else f"no: {reason}"
-                )
+    config = read_checkpoint(bundled_weights())[1] or Config()
+    out.print(f"auto takes: {choice(config)}.", highlight=False)
+    table = Table("what", "device", "dtypes", title="Can run", title_justify="left")
+    refused: dict[str, list[str]] = {}
+    for what, device, reasons in candidates(config):
+        usable = [name for name, reason in reasons.items() if reason is None]
+        if usable:
+            table.add_row(what, device, ", ".join(usable))
+        for reason in dict.fromkeys(reason for reason in reasons.values() if reason is not None):
+            names = [name for name, other in reasons.items() if other == reason]
+            some = "" if len(names) == len(reasons) else f" in {', '.join(names)}"
+            refused.setdefault(reason, []).append(f"{what} on {device}{some}")
     out.print(table)
+    if refused:
+        out.print("Cannot run here:")
+    for reason, cases in refused.items():
+        out.print(f"  {'; '.join(cases)}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
     library = native.load_library()
     if isinstance(library, str):
@@ -65,6 +72,33 @@ def info() -> None:
     for isa in library.isas:
         table.add_row(isa.name, dtype_name(isa.dtype), "yes" if isa.unavailable is None else f"no: {isa.unavailable}")
     out.print(table)
+
+
+def choice(config: Config) -> str:
+    """What ``auto`` takes for a network, in words."""
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    kernels = next(
+        name for name, module in BACKENDS.items() if module.unavailable_reason(config, device, dtype) is None
+    )
+    engine = choose_engine("auto", device, dtype)
+    return f"device {device}, dtype {dtype_name(dtype)}, encoder {engine}, kernels {kernels}"
+
+
+def candidates(config: Config) -> Iterator[tuple[str, str, dict[str, str | None]]]:
+    """Everything that a network could run on: its name, its device, and for each dtype why it cannot run, or None."""
+    named = {name: parse_dtype(name) for name in DTYPES}
+    for place in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+        device = torch.device(place)
+        for engine, module in ENGINES.items():
+            reasons = {name: module.unavailable_reason(device, dtype) for name, dtype in named.items()}
+            yield f"encoder {engine}", place, reasons
+        for engine, entry in BUNDLE_ENGINES.items():
+            reasons = {name: entry.unavailable_reason(device, dtype) for name, dtype in named.items()}
+            yield f"encoder {engine} (bundles)", place, reasons
+        for kernels, module in BACKENDS.items():
+            reasons = {name: module.unavailable_reason(config, device, dtype) for name, dtype in named.items()}
+            yield f"kernels {kernels}", place, reasons
 
 
 def installed(package: str) -> str:

@@ -4,21 +4,49 @@ An engine is called with frames, float32 [B, 2, 3, h, w] in [0, 1] with h and w 
 [B, 3, 64, h, w] on the same device.
 """
 
-from typing import Protocol
+import logging
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from stif_rt.bundle import ENGINE, GRAPH, WEIGHTS, Bundle
-from stif_rt.engines import onnxruntime_engine, tensorrt_engine
-from stif_rt.engines.torch_compiled import CompiledEngine
-from stif_rt.engines.torch_eager import TorchEngine
-from stif_rt.model.checkpoints import check_castable, load_model
+from stif_rt.bundle import Bundle
+from stif_rt.engines import onnxruntime_engine, tensorrt_engine, torch_compiled, torch_eager
+from stif_rt.errors import CannotRunError
+from stif_rt.model.checkpoints import check_castable
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import AnyEncoder
 
-ENGINES = ("compiled", "torch")
-"""``auto`` takes ``compiled`` on a GPU and ``torch`` elsewhere. Bundles bring their own: ``make_bundle_engine``."""
+log = logging.getLogger(__name__)
+
+ENGINES: dict[str, ModuleType] = {"compiled": torch_compiled, "torch": torch_eager}
+"""What runs a network in memory, by preference. Each module has ``unavailable_reason(device, dtype)``, None or why it
+cannot run, and ``build(encoder, device, dtype)``."""
+COMPILED_DEVICES = ("cuda",)
+"""Where ``auto`` compiles: on CPUs that takes minutes and gains little."""
+
+
+class BundleEngine(NamedTuple):
+    """An engine that bundles can bring: a module like those of ENGINES, but that it builds from a bundle.
+
+    flavour: what the module is told besides, None for a module with one engine.
+    """
+
+    module: ModuleType
+    flavour: str | None = None
+
+    def unavailable_reason(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        reason: str | None = self.module.unavailable_reason(device, dtype, *([self.flavour] if self.flavour else []))
+        return reason
+
+
+BUNDLE_ENGINES = {
+    "onnx": BundleEngine(onnxruntime_engine),
+    "tensorrt": BundleEngine(tensorrt_engine, "tensorrt"),
+    "tensorrt-rtx": BundleEngine(tensorrt_engine, "tensorrt-rtx"),
+}
+"""What runs the encoder of a bundle that was made for it; the engines of ENGINES run that of any bundle."""
 
 
 class Engine(Protocol):
@@ -27,45 +55,60 @@ class Engine(Protocol):
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features: ...
 
 
-def make_engine(name: str, encoder: AnyEncoder, device: torch.device, dtype: torch.dtype) -> Engine:
-    """The engine of that name, or the preferred one for ``auto``. Raises ValueError for an unknown name."""
+def choose_engine(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """One of ENGINES: that of the name, or for ``auto`` the first that can run.
+
+    Raises:
+        ValueError: the name is unknown.
+        CannotRunError: the engine asked for cannot run here; the message has the reason.
+    """
     if name not in ("auto", *ENGINES):
         raise ValueError(f"unknown encoder engine {name!r}; there are: auto, {', '.join(ENGINES)}")
+    for candidate, module in ENGINES.items():
+        skipped = candidate == "compiled" and device.type not in COMPILED_DEVICES
+        if name != candidate and (name != "auto" or skipped):
+            continue
+        reason = module.unavailable_reason(device, dtype)
+        if reason is None:
+            log.info("encoder engine: %s", candidate)
+            return candidate
+        if name == candidate:
+            raise CannotRunError(f"the encoder engine {name!r} cannot run: {reason}")
+        log.info("encoder engine %s not used: %s", candidate, reason)
+    raise AssertionError("PyTorch itself runs everywhere")
+
+
+def make_engine(name: str, encoder: AnyEncoder, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The engine of that name, or the preferred one for ``auto``; errors as of ``choose_engine``."""
     check_castable(encoder, dtype)
-    if name == "compiled" or (name == "auto" and device.type == "cuda"):
-        return CompiledEngine(encoder, device, dtype)
-    return TorchEngine(encoder, device, dtype)
-
-
-def bundle_engines(device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """The engines that bundles can bring, and why they cannot run, or None."""
-    reasons = {"onnx": onnxruntime_engine.unavailable_reason(device, dtype)}
-    for flavour in tensorrt_engine.MODULES:
-        reasons[flavour] = tensorrt_engine.unavailable_reason(flavour, device)
-    return reasons
+    engine: Engine = ENGINES[choose_engine(name, device, dtype)].build(encoder, device, dtype)
+    return engine
 
 
 def make_bundle_engine(name: str, bundle: Bundle, device: torch.device) -> Engine:
     """The engine that runs a bundle's encoder, in the bundle's dtype.
 
-    name: ``auto`` for the one it was made for; ``torch``; ``onnx`` or ``onnx:PROVIDER``; ``tensorrt``;
-    ``tensorrt-rtx``. Raises ValueError for one that the bundle does not hold, and RuntimeError, with the reason, for
-    one that cannot run here.
+    Args:
+        name: ``auto`` for the one that the bundle was made for; one of ENGINES; ``onnx`` or ``onnx:PROVIDER``;
+            ``tensorrt``; ``tensorrt-rtx``.
+        bundle: the bundle.
+        device: what is to run it.
+
+    Raises:
+        ValueError: the name is unknown, or the bundle does not hold that engine.
+        CannotRunError: it cannot run here; the message has the reason.
     """
     manifest = bundle.manifest
     chosen, _, provider = (manifest.engine if name == "auto" else name).partition(":")
-    dtype = manifest.torch_dtype
-    if chosen == "torch":
-        return TorchEngine(load_model(bundle.folder / WEIGHTS).encoder, device, dtype)
-    if chosen == "onnx" and manifest.sizes is not None and manifest.form != "plugin":
-        return onnxruntime_engine.OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, dtype, provider or "auto")
-    if chosen in tensorrt_engine.MODULES and chosen == manifest.engine and manifest.sizes is not None:
-        reason = tensorrt_engine.unavailable_reason(chosen, device)
-        if reason is not None:
-            raise RuntimeError(f"the encoder engine {chosen!r} cannot run: {reason}")
-        here = tensorrt_engine.engine_key(chosen, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
-        tensorrt_engine.check_key(manifest.engine_key, here, bundle.folder)
-        return tensorrt_engine.TensorRTEngine(chosen, bundle.folder / ENGINE, manifest.sizes, device, dtype)
+    if chosen in ENGINES and not provider:
+        return make_engine(chosen, bundle.encoder(), device, manifest.torch_dtype)
+    if chosen == "onnx" and manifest.engine != "torch" and manifest.form != "plugin":
+        return onnxruntime_engine.build(bundle, device, provider or "auto")
+    if chosen in tensorrt_engine.MODULES and chosen == manifest.engine and not provider:
+        return tensorrt_engine.build(bundle, device)
+    if chosen not in (*ENGINES, *BUNDLE_ENGINES):
+        known = ", ".join(("auto", *ENGINES, *BUNDLE_ENGINES))
+        raise ValueError(f"unknown encoder engine {name!r}; there are: {known}, onnx:PROVIDER")
     raise ValueError(
         f"bundle {bundle.folder} has no encoder for the engine {name!r}: it was made for {manifest.engine!r}"
         + (" and its deformable convolutions are TensorRT plugins" if manifest.form == "plugin" else "")

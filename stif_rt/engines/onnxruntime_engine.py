@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stif_rt.bundle import Size, Sizes
+from stif_rt.bundle import GRAPH, Bundle, Size, Sizes
+from stif_rt.errors import CannotRunError
 from stif_rt.model.config import CHANNELS
 from stif_rt.model.encoder import Features
 
@@ -21,11 +22,11 @@ ELEMENTS = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 
 
 def import_runtime() -> Any:
-    """The module. RuntimeError where it is not installed."""
+    """The module. CannotRunError where it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeError(
+        raise CannotRunError(
             "ONNX Runtime is not installed: pip install onnxruntime, or onnxruntime-gpu for NVIDIA GPUs"
         ) from error
     return onnxruntime
@@ -35,7 +36,7 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, provider: str =
     """Why ONNX Runtime cannot run an encoder of this dtype on this device, or None."""
     try:
         available = import_runtime().get_available_providers()
-    except RuntimeError as error:
+    except CannotRunError as error:
         return str(error)
     if device.type == "cpu" and dtype == torch.bfloat16:
         return "ONNX Runtime has no bfloat16 convolutions on the CPU"
@@ -45,6 +46,13 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, provider: str =
     if PROVIDERS[name][0] not in available:
         return f"the installed ONNX Runtime has no {PROVIDERS[name][0]}, only {', '.join(available)}"
     return None
+
+
+def build(bundle: Bundle, device: torch.device, provider: str) -> "OnnxEngine":
+    """The engine of a bundle; errors as of ``OnnxEngine``."""
+    manifest = bundle.manifest
+    assert manifest.sizes is not None
+    return OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, manifest.torch_dtype, provider)
 
 
 def choose_provider(name: str, device: torch.device) -> str:
@@ -57,7 +65,7 @@ def choose_provider(name: str, device: torch.device) -> str:
 
 
 class OnnxEngine:
-    """``graph``: an encoder as ``stif-rt export onnx`` writes it. Raises RuntimeError, with the reason.
+    """``graph``: an encoder as ``stif-rt export onnx`` writes it. Raises CannotRunError, with the reason.
 
     CUDA is a provider by itself; ``tensorrt`` builds an engine at the first call for each size, which takes minutes.
     """
@@ -69,7 +77,7 @@ class OnnxEngine:
     ) -> None:
         reason = unavailable_reason(device, dtype, provider)
         if reason is not None:
-            raise RuntimeError(f"the encoder engine 'onnx' cannot run: {reason}")
+            raise CannotRunError(f"the encoder engine 'onnx' cannot run: {reason}")
         runtime = import_runtime()
         self.sizes, self.device, self.dtype = sizes, device, dtype
         options = runtime.SessionOptions()
@@ -81,9 +89,9 @@ class OnnxEngine:
         try:
             self.session = runtime.InferenceSession(str(graph), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common class
-            raise RuntimeError(f"ONNX Runtime cannot load {graph}: {error}") from error
+            raise CannotRunError(f"ONNX Runtime cannot load {graph}: {error}") from error
         if self.session.get_providers()[0] != wanted[0]:
-            raise RuntimeError(f"ONNX Runtime could not start {wanted[0]}: a library that it needs is missing")
+            raise CannotRunError(f"ONNX Runtime could not start {wanted[0]}: a library that it needs is missing")
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:

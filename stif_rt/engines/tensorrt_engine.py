@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stif_rt.bundle import Size, Sizes
+from stif_rt.bundle import ENGINE, GRAPH, Bundle, Size, Sizes
+from stif_rt.errors import CannotRunError
 from stif_rt.model.config import CHANNELS
 from stif_rt.model.encoder import Features
 
@@ -16,22 +17,40 @@ EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
 def import_tensorrt(flavour: str) -> Any:
-    """The module of ``tensorrt`` or ``tensorrt-rtx``, which have one interface. RuntimeError where it is missing."""
+    """The module of ``tensorrt`` or ``tensorrt-rtx``, which have one interface. CannotRunError where it is missing."""
     try:
         return importlib.import_module(MODULES[flavour])
     except ImportError as error:
-        raise RuntimeError(f"{flavour} is not installed ({error}): pip install 'stif-rt[{EXTRAS[flavour]}]'") from error
+        raise CannotRunError(
+            f"{flavour} is not installed ({error}): pip install 'stif-rt[{EXTRAS[flavour]}]'"
+        ) from error
 
 
-def unavailable_reason(flavour: str, device: torch.device) -> str | None:
+def unavailable_reason(device: torch.device, dtype: torch.dtype, flavour: str) -> str | None:
     """Why engines of this flavour cannot run on this device, or None."""
     if device.type != "cuda":
         return "TensorRT runs on NVIDIA GPUs only"
     try:
         import_tensorrt(flavour)
-    except RuntimeError as error:
+    except CannotRunError as error:
         return str(error)
     return None
+
+
+def build(bundle: Bundle, device: torch.device) -> "TensorRTEngine":
+    """The engine of a bundle. Raises CannotRunError where it cannot run, or was built for something else."""
+    manifest = bundle.manifest
+    assert manifest.sizes is not None
+    check_available(device, manifest.torch_dtype, manifest.engine)
+    here = engine_key(manifest.engine, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
+    check_key(manifest.engine_key, here, bundle.folder)
+    return TensorRTEngine(manifest.engine, bundle.folder / ENGINE, manifest.sizes, device, manifest.torch_dtype)
+
+
+def check_available(device: torch.device, dtype: torch.dtype, flavour: str) -> None:
+    reason = unavailable_reason(device, dtype, flavour)
+    if reason is not None:
+        raise CannotRunError(f"the encoder engine {flavour!r} cannot run: {reason}")
 
 
 def engine_key(
@@ -55,14 +74,14 @@ def engine_key(
 
 
 def check_key(built: dict[str, str] | None, here: dict[str, str], folder: Path) -> None:
-    """Raises RuntimeError, saying what differs and what to do, where an engine was built for something else."""
+    """Raises CannotRunError, saying what differs and what to do, where an engine was built for something else."""
     differences = [
         f"{name} {(built or {}).get(name, 'unknown')!r} there, {value!r} here"
         for name, value in here.items()
         if (built or {}).get(name) != value
     ]
     if differences:
-        raise RuntimeError(
+        raise CannotRunError(
             f"the engine in {folder} was built for something else: {'; '.join(differences)}. "
             f"Build it again here: stif-rt export tensorrt {folder}"
         )
@@ -80,9 +99,7 @@ class TensorRTEngine:
     """
 
     def __init__(self, flavour: str, engine: Path, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
-        reason = unavailable_reason(flavour, device)
-        if reason is not None:
-            raise RuntimeError(f"the encoder engine {flavour!r} cannot run: {reason}")
+        check_available(device, dtype, flavour)
         self.name = flavour
         self.sizes, self.device, self.dtype = sizes, device, dtype
         trt = import_tensorrt(flavour)

@@ -1,6 +1,10 @@
 """The encoder through ``torch.compile``: what a GPU runs until an exported engine is given."""
 
+import importlib.util
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +19,21 @@ from stif_rt.model.stif import AnyEncoder
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+
+def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why ``torch.compile`` cannot work on this device, or None."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs Triton on GPUs: pip install triton"
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
+    if sys.platform != "win32" and not any(map(shutil.which, (os.environ.get(variable, ""), *names))):
+        return f"torch.compile needs a compiler: there is no {' or '.join(names)}, and {variable} names none"
+    return None
+
+
+def build(encoder: AnyEncoder, device: torch.device, dtype: torch.dtype) -> "CompiledEngine":
+    """The engine of a network, which it takes over."""
+    return CompiledEngine(encoder, device, dtype)
 
 
 class CompiledEngine(TorchEngine):

@@ -12,6 +12,16 @@ Extracted = Any
 """What an encoder extracts from one frame alone, of a form of its own."""
 
 
+def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: PyTorch runs everywhere."""
+    return None
+
+
+def build(encoder: AnyEncoder, device: torch.device, dtype: torch.dtype) -> "TorchEngine":
+    """The engine of a network, which it takes over."""
+    return TorchEngine(encoder, device, dtype)
+
+
 class TorchEngine:
     """Besides whole pairs it takes the encoder's two parts, so that a video's frames are extracted once each."""
 
