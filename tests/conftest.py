@@ -20,6 +20,9 @@ from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 from stif_rt.runtime import bundled_weights
 
+SLOW_FIXTURES = {"compact_graph", "half_graphs", "paper_graph", "reports"}
+"""They take seconds to make: the tests that share them are slow, whichever is the first."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--native-library", help="a build of csrc/cpu to test instead of the installed one")
@@ -31,11 +34,14 @@ def pytest_configure() -> None:
         mend_interpreter()
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU that PyTorch can use")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(skip)
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if names := config.getoption("--native-isas"):
         isas = names.split(",")
         items[:] = [item for item in items if isinstance(item, pytest.Function) and _isa_of(item) in isas]

@@ -46,6 +46,7 @@ def test_every_method_makes_all_frames_of_a_pair(methods, name):
     assert len({frame.sum().item() for frame in made}) == 4
 
 
+@pytest.mark.slow
 def test_runtime_and_plain_model_make_the_same_frames(methods):
     for ours, plain in zip(frames(methods, "stif-rt", 3), frames(methods, "stif", 3), strict=True):
         torch.testing.assert_close(ours, plain.clamp(0, 1), atol=1e-4, rtol=0)

@@ -62,6 +62,7 @@ def test_manifest_says_what_is_in_it(bundle, compact_model):
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+@pytest.mark.slow
 def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames):
     expected = Runtime.load(device="cpu", dtype="float32", kernels="reference")
     expected.encode(*frames)

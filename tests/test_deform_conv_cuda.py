@@ -81,6 +81,7 @@ def test_kernel_matches_the_definition(emulated, shape, dtype, channels_last):
     assert_as_good_as_pytorch(emulate(emulated, *given), given)
 
 
+@pytest.mark.slow
 def test_kernel_matches_torchvision(emulated):
     given = arguments(SHAPES["encoder"])
     torch.testing.assert_close(emulate(emulated, *given), by_torchvision(*given), atol=1e-4, rtol=0)

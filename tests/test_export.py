@@ -99,6 +99,7 @@ def test_float16(compact_model, compact_half, form):
         assert (found.float() - expected).abs().max() < 5e-3 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_positions_of_half_precision_are_float32(compact_half):
     """In half precision, positions beyond column 512 would be half a pixel apart."""
     graph = onnx.shape_inference.infer_shapes(graphs.finish(compact_half, "grid-sample", 20))
@@ -274,6 +275,7 @@ def test_tensorrt_rtx_says_what_it_cannot_read(rtx, compact_half, tmp_path):
         read_network(rtx, graphs.finish(compact_half, "standard", 20), tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_reads_bfloat16(rtx, half_graphs, tmp_path):
     network, _alive = read_network(rtx, graphs.finish(half_graphs["bfloat16"], "grid-sample", 22), tmp_path)
     assert network.get_output(0).dtype == rtx.bfloat16

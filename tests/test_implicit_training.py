@@ -44,6 +44,7 @@ def test_layers_and_their_gradients(function, plain, case):
         assert mine <= 2 * max(theirs, 2**-9)  # half a unit in the last place of bfloat16
 
 
+@pytest.mark.slow
 def test_pre_activations_are_not_rounded():
     """At 40 radians bfloat16 steps by a quarter: rounding there would be wrong by a tenth, not by a 300th."""
     weight, bias = torch.full((1, 1), 40.0), torch.full((1,), 17.3)  # nor is the bias, which bfloat16 does not hold

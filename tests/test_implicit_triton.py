@@ -146,6 +146,7 @@ def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
     assert report.resident_warps >= (16 if hidden_by_warps else 8)
 
 
+@pytest.mark.slow
 @needs_triton
 @compiling
 @ALL

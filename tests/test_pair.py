@@ -50,6 +50,7 @@ def run_together(functions):
         raise error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("max_memory", [1 << 30, 600 * 272], ids=["whole", "tiles"])
 def test_threads_share_pairs_bit_for_bit(tiny_model, backend, max_memory):
@@ -69,6 +70,7 @@ def test_threads_share_pairs_bit_for_bit(tiny_model, backend, max_memory):
     run_together([lambda start=start: work(start) for start in range(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_share_a_runtime_bit_for_bit(tiny_model, backend):
     """Each thread encodes and renders a video of its own: what it encoded last is its own, and so is what it keeps."""

@@ -356,6 +356,7 @@ def test_frames_too_small_for_qvi():
         peer("qvi")(noise(1, 4, 3, 31, 40), [0.5])
 
 
+@pytest.mark.slow
 def test_sizes_stand_beside_the_papers():
     """Within rounding of Table 1, except Super SloMo, of which the paper counts one half."""
     lines = size_table().splitlines()

@@ -69,6 +69,7 @@ def test_a_finished_shard_is_not_rendered_again(folder, run, monkeypatch):
     assert "9 frames are finished" in run("render", "--plan", "out.plan.json", "--shard", 0)
 
 
+@pytest.mark.slow
 def test_local_processes_equal_one_run(folder, run):
     write_video(folder / "in.mp4", [picture(n, SIZE) for n in range(6)], Fraction(10), sound=True)
     common = ["--weights", "w.safetensors", *OPTIONS, "--device", "cpu"]
@@ -80,6 +81,7 @@ def test_local_processes_equal_one_run(folder, run):
     assert sorted(path.name for path in folder.iterdir()) == ["in.mp4", "out.mp4", "w.safetensors", "whole.mp4"]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_explained(folder, run):
     write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
     said = run("render", "in", "out", "--weights", "w.safetensors", "--jobs", 2, "--kernels", "magic", status=1)

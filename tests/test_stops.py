@@ -144,6 +144,7 @@ def fail(error):
     return action
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), CASES)
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("out of memory")])
 def test_failures_midway_keep_finished_segments(
