@@ -1,6 +1,7 @@
 """Files that are damaged, oddly timed or oddly made: how they were made is in tests/data/cases/README.md."""
 
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def test_wrong_nominal_rates_are_measured():
 
 def test_pictures_that_cannot_be_decoded_are_left_out():
     _, frames, notices = read(CASES / "damaged_av1.mkv")
-    assert len(frames) == 20
-    assert notices == ["0.84 s and 16 more: a picture cannot be decoded; it is left out"]
+    assert 18 <= len(frames) <= 20  # a decoder's threads and PyAV before 18 lose those behind an error
+    assert len(notices) == 1
+    assert re.fullmatch(r"0\.84 s and \d+ more: a picture cannot be decoded; it is left out", notices[0])
     with pytest.raises(ValueError, match=r"0\.84 s: a picture cannot be decoded"):
         read(CASES / "damaged_av1.mkv", notices=Notices(strict=True))
 
