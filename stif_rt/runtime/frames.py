@@ -174,9 +174,11 @@ def upload(x: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     uint8 goes to the device as uint8 and is converted there. The first result does not change when the user's memory
     does; on the way to a GPU it is pinned, so that the host need not wait for the copy.
     """
-    if x.device.type == "cpu" and device.type == "cuda":
-        kept = torch.empty_like(x, pin_memory=True).copy_(x)
-    else:
-        kept = x.clone()
+    kept = pinned(x) if x.device.type == "cpu" and device.type == "cuda" else x.clone()
     there = kept.to(device, non_blocking=True)
     return kept, there.float() / 255 if x.dtype == torch.uint8 else there.float()
+
+
+def pinned(x: Tensor) -> Tensor:
+    """A copy in memory that a GPU reads by itself."""
+    return torch.empty_like(x, pin_memory=True).copy_(x)

@@ -66,16 +66,14 @@ def check_request(
 
 
 def _check_times(t: Times, batch: int | None) -> tuple[Tensor, bool]:
-    """Times [B, T] where they are, and whether T is an axis of what was given."""
-    if isinstance(t, Tensor):
-        times = t.detach().float()
-    else:
-        try:
-            times = torch.from_numpy(np.asarray("" if t is None else t, dtype=np.float64)).float()  # None were NaN
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"t must be a number in [0, 1] or a sequence of them, not {show(t)}") from error
-    largest = 1 if batch is None else 2
-    if times.ndim > largest or not times.numel():
+    """Times [B, T] on the CPU, and whether T is an axis of what was given. Waits for the device only if t is there."""
+    try:
+        given = t.detach().float().cpu().numpy() if isinstance(t, Tensor) else t
+        with np.errstate(over="ignore"):  # what float32 cannot hold lies outside too
+            times = np.asarray("" if given is None else given, dtype=np.float64).astype(np.float32)  # None were NaN
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"t must be a number in [0, 1] or a sequence of them, not {show(t)}") from error
+    if times.ndim > (1 if batch is None else 2) or not times.size:
         allowed = "" if batch is None else f", or [{batch}, T], times of each pair"
         raise ValueError(
             f"t must be a number or a sequence of at least one{allowed}; it has the shape {list(times.shape)}"
@@ -84,8 +82,9 @@ def _check_times(t: Times, batch: int | None) -> tuple[Tensor, bool]:
         raise ValueError(f"t has times of {len(times)} pairs, and there are {batch}")
     outside = times[~((times >= 0) & (times <= 1))]  # NaN too
     if len(outside):
-        raise ValueError(f"t must lie in [0, 1], between the two frames; got {outside[0].item():g}")
-    return torch.atleast_2d(times).expand(batch or 1, -1).contiguous(), times.ndim > 0
+        raise ValueError(f"t must lie in [0, 1], between the two frames; got {outside[0]:g}")
+    rows = np.broadcast_to(np.atleast_2d(times), (batch or 1, times.shape[-1] if times.ndim else 1))
+    return torch.from_numpy(rows.copy()), times.ndim > 0
 
 
 def output_size(inputs: tuple[int, int], scale: Scale, size: Size) -> tuple[int, int]:
