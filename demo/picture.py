@@ -5,30 +5,19 @@ flow to the earlier frame as colours (hue: direction; saturation: length).
 """
 
 import argparse
-import colorsys
 import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stif_rt import Runtime
+from stif_rt import Runtime, flow_to_image
 from stif_rt.data.resize import imresize
-from stif_rt.video.reader import Image, open_reader
+from stif_rt.video.reader import open_reader
 from stif_rt.video.writer import write_png
 
 SCALE = 4
 TIMES = (0.25, 0.5, 0.75)
-
-
-def flow_colours(flow: torch.Tensor, largest: float) -> Image:
-    """[2, H, W] in pixels to RGB: white for no motion, full colour for ``largest``."""
-    x, y = flow.cpu().numpy()
-    turns = np.arctan2(y, x) / (2 * np.pi) % 1
-    wheel = np.array([colorsys.hsv_to_rgb(hue, 1, 1) for hue in np.arange(360) / 360])
-    strength = np.clip(np.hypot(x, y) / largest, 0, 1)[..., None]
-    colours = 1 - strength * (1 - wheel[(turns * 360).astype(int) % 360])
-    return (colours * 255).round().astype(np.uint8)
 
 
 def main() -> None:
@@ -53,7 +42,7 @@ def main() -> None:
         blend = ((1 - t) * large[0] + t * large[1]).clamp(0, 1)
         bicubic = (blend * 255).round().byte().movedim(0, -1).numpy()
         result = runtime.render(t, scale=SCALE, output="uint8").cpu().numpy()
-        rows.append(np.concatenate((bicubic, result, flow_colours(flow, largest)), 1))
+        rows.append(np.concatenate((bicubic, result, flow_to_image(flow, largest).cpu().numpy()), 1))
     write_png(arguments.output, np.concatenate(rows))
     print(f"wrote {arguments.output}: bicubic + blend | stif-rt | flow to the earlier frame, at t = {TIMES}")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from stif_rt.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from stif_rt.flow import flow_to_image
     from stif_rt.interpolation import interpolate
     from stif_rt.runtime import Pair, Runtime
     from stif_rt.video.notices import Notice
@@ -21,6 +22,7 @@ __all__ = [
     "Rendered",
     "Runtime",
     "__version__",
+    "flow_to_image",
     "interpolate",
     "render_video",
 ]
@@ -34,6 +36,7 @@ _MODULES = {
     "RenderOptions": "stif_rt.video.options",
     "Rendered": "stif_rt.video.run",
     "Runtime": "stif_rt.runtime",
+    "flow_to_image": "stif_rt.flow",
     "interpolate": "stif_rt.interpolation",
     "render_video": "stif_rt.video.run",
 }

@@ -1,6 +1,7 @@
 """An exported encoder run by TensorRT or TensorRT-RTX, on PyTorch's stream and with its tensors."""
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def make_logger(trt: Any) -> Any:
 class TensorRTEngine:
     """``engine``: a file that ``stif-rt export`` built. Raises RuntimeError, with the reason, if it cannot run.
 
-    Input and output are allocated once for each size, and nothing waits for the GPU, so that after one call at a size
-    the next can be captured in a CUDA graph. The result is valid until the next call.
+    Nothing waits for the GPU, so that after one call at a size the next can be captured in a CUDA graph. Threads take
+    turns: they share what TensorRT computes in, and each gets a result of its own.
     """
 
     def __init__(self, flavour: str, engine: Path, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
@@ -108,29 +109,34 @@ class TensorRTEngine:
             self._runtime = trt.Runtime(self._logger)
             self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
             if self._engine is None:
-                raise RuntimeError(f"{flavour} cannot load {engine}; its own messages say why")
+                raise CannotRunError(f"{flavour} cannot load {engine}; its own messages say why")
             self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise RuntimeError(f"{flavour} cannot run {engine}, perhaps for lack of GPU memory; its messages say why")
-        self._frames = self._features = torch.empty(0, device=device)
+            raise CannotRunError(f"{flavour} cannot run {engine}, perhaps for lack of GPU memory; its messages say why")
+        self._shape = torch.Size()  # of the frames that the context is set up for
+        self._lock = threading.Lock()
+        self._last: tuple[int, torch.cuda.Event] | None = None  # the stream of the last call, and its end
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
         if velocity is not None:
             raise ValueError("this encoder was exported without an input for a velocity")
-        if frames.shape != self._frames.shape:
-            self._allocate(frames.shape)
-        self._frames.copy_(frames)
-        if not self._context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            raise RuntimeError(f"{self.name} failed to run the encoder; its own messages say why")
-        return Features(self._features)
-
-    def _allocate(self, shape: torch.Size) -> None:
-        B, _, _, h, w = shape
+        B, _, _, h, w = frames.shape
         self.sizes.check(Size(B, h, w))
-        self._frames = torch.empty(shape, device=self.device)
-        self._features = torch.empty(B, 3, CHANNELS, h, w, dtype=self.dtype, device=self.device)
-        if not self._context.set_input_shape("frames", tuple(shape)):
-            raise RuntimeError(f"{self.name} does not take frames of shape {list(shape)}")
-        self._context.set_tensor_address("frames", self._frames.data_ptr())
-        self._context.set_tensor_address("features", self._features.data_ptr())
+        frames = frames.float().contiguous()
+        features = torch.empty(B, 3, CHANNELS, h, w, dtype=self.dtype, device=self.device)
+        stream = torch.cuda.current_stream(self.device)
+        with self._lock:
+            if self._last is not None and self._last[0] != stream.cuda_stream:
+                stream.wait_event(self._last[1])
+            if frames.shape != self._shape and not self._context.set_input_shape("frames", tuple(frames.shape)):
+                raise RuntimeError(f"{self.name} does not take frames of shape {list(frames.shape)}")
+            self._shape = frames.shape
+            self._context.set_tensor_address("frames", frames.data_ptr())
+            self._context.set_tensor_address("features", features.data_ptr())
+            if not self._context.execute_async_v3(stream.cuda_stream):
+                raise RuntimeError(f"{self.name} failed to run the encoder; its own messages say why")
+            end = torch.cuda.Event()
+            end.record(stream)
+            self._last = stream.cuda_stream, end
+        return Features(features)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stif_rt.dtypes import dtype_name
+from stif_rt.errors import CannotRunError
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def select_isa(dtype: torch.dtype) -> tuple[Library, Isa] | str:
         if isa.dtype != dtype:
             reasons.append(f"{isa.name}, which {ISA_ENV_VAR} asks for, computes in {dtype_name(isa.dtype)}")
         elif isa.unavailable and forced:
-            raise RuntimeError(f"{ISA_ENV_VAR} asks for {forced}, but {isa.unavailable}")
+            raise CannotRunError(f"{ISA_ENV_VAR} asks for {forced}, but {isa.unavailable}")
         elif isa.unavailable:
             reasons.append(f"{isa.name}: {isa.unavailable}")
         else:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stif_rt.errors import CannotRunError
 from stif_rt.ops import native
 
 LARGEST_INPUTS = 1 << 16
@@ -18,7 +19,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
     """Modulated deformable convolution; shapes as in ``stif_rt.ops.deform_conv``. The result is channels last."""
     chosen = native.select_isa(x.dtype)
     if isinstance(chosen, str):
-        raise RuntimeError(f"the native deformable convolution cannot run: {chosen}")
+        raise CannotRunError(f"the native deformable convolution cannot run: {chosen}")
     library, isa = chosen
     return run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
 

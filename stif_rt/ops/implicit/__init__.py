@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 
+from stif_rt.errors import CannotRunError
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
 from stif_rt.ops.implicit import cpu, reference, triton_backend
@@ -34,7 +35,7 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
             kernels: Kernels = module.build(functions, device, dtype)
             return kernels
         if name == candidate:
-            raise RuntimeError(f"kernels {name!r} cannot run: {reason}")
+            raise CannotRunError(f"kernels {name!r} cannot run: {reason}")
         forced = module is cpu and device.type == "cpu" and native.ISA_ENV_VAR in os.environ
         log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", candidate, reason)
     raise AssertionError("the reference runs everywhere")

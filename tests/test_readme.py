@@ -1,0 +1,27 @@
+"""The README's snippet runs as it is pasted."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from stif_rt.video.reader import read_image
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_snippet_runs_as_pasted(tmp_path):
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(snippet.splitlines()) <= 10
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", snippet]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (written,) = (path for path in tmp_path.iterdir() if path.suffix == ".png")
+    picture = torch.from_numpy(read_image(written)).float()
+    assert picture.shape[2] == 3
+    assert picture.std() > 10
