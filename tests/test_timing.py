@@ -1,10 +1,13 @@
 import itertools
 from fractions import Fraction
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
-from stif_rt.video.timing import MAX_PENDING, measured_rate, pts_are_invented, timeline
+from stif_rt.video.notices import Notices
+from stif_rt.video.timing import MAX_PENDING, Continuity, measured_rate, pts_are_invented, timeline
 
 STEP = Fraction(1, 10)
 
@@ -100,3 +103,62 @@ def test_rates(steps, nominal, expected):
 )
 def test_which_timestamps_are_believed(pts, dts, expected):
     assert pts_are_invented(pts, dts) is expected
+
+
+def corrected(packets, may_reset=True):
+    """The times of (stream, seconds) after ``Continuity``; packets last 0.04 s (pictures) and 0.02 s (sound)."""
+    flags = av.format.Flags.ts_discont.value if may_reset else 0
+    notices = Notices()
+    continuity = Continuity(SimpleNamespace(format=SimpleNamespace(flags=flags)), notices)
+    times = {"video": [], "audio": []}
+    for kind, seconds in packets:
+        packet = SimpleNamespace(
+            stream=SimpleNamespace(type=kind),
+            stream_index=kind == "audio",
+            time_base=Fraction(1, 1000),
+            dts=round(seconds * 1000),
+            pts=None,
+            duration=40 if kind == "video" else 20,
+        )
+        continuity.correct(packet)
+        times[kind].append(packet.dts / 1000)
+    return times, len(notices)
+
+
+def recording(start, seconds, sound=True):
+    packets = [("video", start + n / 25) for n in range(round(25 * seconds))]
+    packets += [("audio", start + n / 50) for n in range(round(50 * seconds))] if sound else []
+    return sorted(packets, key=lambda packet: packet[1])
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("start", [-5, 0, 0.5, 0.93, 100, 3600])
+def test_joined_recordings_continue_in_step(start, sound):
+    times, said = corrected(recording(0, 1, sound) + recording(start, 1, sound))
+    np.testing.assert_allclose(times["video"], np.arange(50) / 25, atol=0.001)
+    if sound:
+        np.testing.assert_allclose(times["audio"], np.arange(100) / 50, atol=0.001)
+    assert said == 1
+
+
+def test_the_rest_of_the_first_recordings_sound_may_come_late():
+    first, second = recording(0, 1), recording(0, 1)
+    late = [packet for packet in first if packet[0] == "audio"][-3:]
+    times, _ = corrected([packet for packet in first if packet not in late] + second[:1] + late + second[1:])
+    np.testing.assert_allclose(times["video"], np.arange(50) / 25, atol=0.001)
+    np.testing.assert_allclose(times["audio"], np.arange(100) / 50, atol=0.001)
+
+
+@pytest.mark.parametrize(("gap", "may_reset"), [(5, True), (30, True), (30, False), (3600, True), (3600, False)])
+def test_a_picture_that_stands_still_while_sound_goes_on_is_no_jump(gap, may_reset):
+    packets = [("audio", n / 5) for n in range(5 * gap)] + [("video", 0), ("video", gap), ("video", gap + 0.04)]
+    times, said = corrected(sorted(packets, key=lambda packet: packet[1]), may_reset)
+    assert times["video"] == [0, gap, gap + 0.04]
+    assert said == 0
+
+
+@pytest.mark.parametrize(("gap", "may_reset", "jumps"), [(9, True, 0), (12, True, 1), (500, False, 0), (700, False, 1)])
+def test_how_long_a_gap_is_a_jump(gap, may_reset, jumps):
+    times, said = corrected([("video", 0), ("video", gap)], may_reset)
+    assert said == jumps
+    assert times["video"][1] == (0.04 if jumps else gap)

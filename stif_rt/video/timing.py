@@ -32,9 +32,13 @@ T = TypeVar("T")
 
 @dataclass
 class _Clock:
-    """The clock of one stream. offset: seconds added to its raw times. end: when its last packet ends, after that."""
+    """A stream's clock.
+
+    offset: seconds added to its raw times. start, end: of its last packet, with the offset.
+    """
 
     offset: Fraction
+    start: Fraction
     end: Fraction
 
 
@@ -78,15 +82,21 @@ class Continuity:
         if clock is None:
             if not self._clocks:
                 self._begin = raw
-            clock = self._clocks[packet.stream_index] = _Clock(self.offset, raw + self.offset)
+            clock = self._clocks[packet.stream_index] = _Clock(self.offset, raw + self.offset, raw + self.offset)
+        if abs(self.offset - clock.offset) <= OVERLAP:
+            clock.offset = self.offset  # another stream has jumped a little: at once, to stay in step
         jump = raw + clock.offset - clock.end
-        if not -BACKWARD_JUMP <= jump <= self.forward and not self._is_filled(clock, jump):
-            if not -OVERLAP <= raw + self.offset - clock.end <= self.forward:
+        back = clock.end - BACKWARD_JUMP
+        if self.may_reset and packet.stream.type == "video":
+            back = clock.start  # no video's decoding times ever fall back within one recording
+        if (raw + clock.offset < back or jump > self.forward) and not self._is_filled(clock, jump):
+            if not -OVERLAP <= raw + self.offset - clock.end <= self.forward or self.offset == clock.offset:
                 self.offset = clock.end - raw
                 self.jumps += 1
                 place = f"{float(clock.end - self._begin):.2f} s"
                 self.notices.add("timestamps jump; what follows is moved to continue", place)
             clock.offset = self.offset
+        clock.start = raw + clock.offset
         clock.end = raw + clock.offset + (packet.duration or 0) * packet.time_base
         return clock.offset
 
