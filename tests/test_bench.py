@@ -144,6 +144,7 @@ def test_figure3_takes_any_two_stages(tmp_path):
         run(tmp_path, "--method", "blend+espcn")
 
 
+@pytest.mark.slow
 def test_figure3_goes_on_where_it_ended(light, tmp_path):
     before = run(tmp_path, *CHOICE, "--rounds", "1")["samples"]
     after = run(tmp_path, *CHOICE, "--rounds", "2", "--method", "stif")["samples"]

@@ -96,6 +96,7 @@ def test_kernel_does_not_race(emulated, dtype):
         assert torch.equal(emulate(emulated, *given, seed=seed), first)
 
 
+@pytest.mark.slow
 def test_kernel_takes_slices_of_channels_and_no_bias(emulated):
     x, offset, mask, weight, _ = arguments(SHAPES["encoder"], channels_last=True)
     both = torch.cat((offset, mask), 1).to(memory_format=torch.channels_last)

@@ -270,6 +270,7 @@ def test_tensorrt_rtx_builds_the_encoder(rtx, request, name, tmp_path):
     assert phases
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_says_what_it_cannot_read(rtx, compact_half, tmp_path):
     with pytest.raises(RuntimeError, match=r"cannot read encoder.onnx.*DeformConv.*grid-sample"):
         read_network(rtx, graphs.finish(compact_half, "standard", 20), tmp_path)

@@ -54,6 +54,7 @@ def test_pre_activations_are_not_rounded():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [1.0, 100.0, 10000.0])
 def test_sine(largest):
     z = torch.linspace(-largest, largest, 1001)[:, None].requires_grad_()

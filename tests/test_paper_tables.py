@@ -198,6 +198,7 @@ def test_two_stages_are_one_after_the_other(setup, name, size):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_rows_with_one_interpolator_share_its_frames(setup, monkeypatch):
     calls = []

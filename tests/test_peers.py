@@ -62,6 +62,7 @@ def test_tmnet():
         network(expected["frames"], torch.tensor([0.5]))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_super_slomo():
     expected = golden("super_slomo")
@@ -405,6 +406,7 @@ def halves(name):
     return PEERS[name].build().half().state_dict()
 
 
+@pytest.mark.slow
 def test_published_files_of_qvi_and_dain(tmp_path):
     state = halves("qvi")
     content = {"model_state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3, "loss": 1.5}

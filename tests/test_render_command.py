@@ -113,6 +113,7 @@ def test_several_inputs_go_to_a_folder(run, folder):
     assert "2 inputs need a folder" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [8, 10])
 def test_y4m_through_pipes(folder, depth):
     """From a pipe to a pipe, at scale 1, pictures stay as they are."""
@@ -173,6 +174,7 @@ def write_y4m(stream, count):
         writer.write(encoding.components(from_image(picture(n, SIZE))))
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_pipe_that_goes_away(folder):
     words = f"{sys.executable} -m stif_rt.cli render in.mp4 - --scale 8 --weights w.safetensors | head -c 100 > part"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True)

@@ -185,6 +185,7 @@ def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, 
     assert same(decoded(target), uninterrupted["in.mp4"])
 
 
+@pytest.mark.slow
 def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder, uninterrupted):
     target = tmp_path / "out.mp4"
     monkeypatch.setattr(run, "NetworkRenderer", after(17, kill(signal.SIGTERM)))
