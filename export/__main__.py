@@ -1,5 +1,8 @@
 """``python -m stif_export``: the same as ``stif-rt export``."""
 
-from .cli import main
+import sys
 
+from stif_rt.cli import main
+
+sys.argv.insert(1, "export")
 main()

@@ -18,14 +18,12 @@ COMMANDS = {
     "bench": ("bench.bench", "Measure speed."),
     "train": ("train.train", "Train a model: the paper's recipe, every number an option."),
     "eval": ("evaluate.evaluate", "PSNR and SSIM on clips, beside bicubic up-scaling with linear blending."),
-    "export": ("export.export", "Turn weights into a bundle for ONNX Runtime or TensorRT, or into an ONNX file."),
+    "export": ("export.app", "Turn weights into a bundle for ONNX Runtime or TensorRT, or into an ONNX file."),
 }
 """By command: its function or group of commands in this package, and what the list of commands says of it.
 
 Listing them must not import them: ``stif-rt --help`` answers without PyTorch.
 """
-FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""Settings of a command that hands all its arguments on."""
 
 
 class LazyGroup(TyperGroup):
@@ -48,8 +46,7 @@ class LazyGroup(TyperGroup):
         if not isinstance(commands, typer.Typer):
             function = commands
             commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            settings = FORWARDING if cmd_name == "export" else None
-            commands.command(cmd_name, context_settings=settings, epilog=getattr(module, "EPILOG", None))(function)
+            commands.command(cmd_name, epilog=getattr(module, "EPILOG", None))(function)
         command = typer.main.get_command(commands)
         command.name = cmd_name
         return command

@@ -8,6 +8,7 @@ The operation is one node for ``torch.compile`` and export on every device. On C
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,16 +21,19 @@ __all__ = ["TAPS", "deform_conv2d", "deform_conv2d_op", "deform_conv2d_reference
 
 log = logging.getLogger(__name__)
 
-_replacement: Callable[..., Tensor] | None = None
+_replacement: tuple[int, Callable[..., Tensor]] | None = None  # and the thread that it is meant for
 
 
 @contextlib.contextmanager
 def override_deform_conv2d(
     operation: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor],
 ) -> Iterator[None]:
-    """Within, ``deform_conv2d`` is the given operation. How the export sees it as one node instead of many."""
+    """Within, in this thread alone, ``deform_conv2d`` is the given operation.
+
+    This is how the export sees it as one node instead of many.
+    """
     global _replacement
-    _replacement = operation
+    _replacement = threading.get_ident(), operation
     try:
         yield
     finally:
@@ -44,8 +48,8 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
 
     With gradients it is made of PyTorch's own operations; without, it is the operation ``stif_rt::deform_conv2d``.
     """
-    if _replacement is not None:
-        return _replacement(x, offset, mask, weight, bias)
+    if _replacement is not None and _replacement[0] == threading.get_ident():
+        return _replacement[1](x, offset, mask, weight, bias)
     if torch.is_grad_enabled():
         return deform_conv2d_reference(x, offset, mask, weight, bias)
     bias = None if bias is None else bias.to(x.dtype)  # under autocast x is narrower than the weights
