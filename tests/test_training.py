@@ -527,3 +527,9 @@ def test_a_recipe_with_a_mistake_is_refused(tmp_path, text, message):
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_an_old_pytorch_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__version__", "2.5.0+cpu")
+    with pytest.raises(RuntimeError, match=r"training needs PyTorch 2\.9 or later, and this is 2\.5\.0"):
+        train(STIF(Config(**TINY)), [], Options(), tmp_path, torch.device("cpu"))

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from stif_rt.data.clips import Clip
+from stif_rt.errors import CannotRunError
 from stif_rt.files import whole_file
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.compact import CompactEncoder
@@ -245,6 +246,9 @@ class Step(NamedTuple):
     seconds: float
 
 
+OLDEST_PYTORCH = (2, 9)
+
+
 def train(
     model: STIF,
     clips: list[Clip],
@@ -266,7 +270,13 @@ def train(
         FloatingPointError: for a loss that is not finite.
         ValueError: for options that do not fit each other, the network or the number of processes, or a checkpoint of
             another configuration.
+        CannotRunError: for a version of PyTorch that is too old.
     """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_PYTORCH:
+        raise CannotRunError(
+            f"training needs PyTorch {'.'.join(map(str, OLDEST_PYTORCH))} or later, and this is {torch.__version__}: "
+            "pip install 'stif-rt[train]'"
+        )
     rank, world = _join_processes(device)
     _check(model, options, world)
     torch.manual_seed(options.seed)
