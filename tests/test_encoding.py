@@ -49,8 +49,10 @@ class BlendedPair(NamedTuple):
 
     def render(self, t, *, size, region=None):
         assert region is None
-        mixed = (1 - t) * self.before + t * self.after
-        return F.interpolate(mixed[None], size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
+        several = isinstance(t, list)
+        mixed = torch.stack([(1 - n) * self.before + n * self.after for n in (t if several else [t])])
+        pictures = F.interpolate(mixed, size, mode="bicubic", align_corners=False).clamp(0, 1)
+        return pictures if several else pictures[0]
 
 
 def wave(size=SIZE, alpha=False, phase=0.0):
