@@ -181,10 +181,10 @@ def test_info_lists_everything(monkeypatch, capsys):
 
 
 def test_info_says_what_auto_takes_and_groups_what_cannot_run(monkeypatch, capsys):
-    runtime = Runtime.load()
     monkeypatch.setattr(torch_compiled, "unavailable_reason", lambda device, dtype: "it has no compiler today")
     monkeypatch.setattr(triton_backend, "unavailable_reason", lambda *_: "it has no compiler today")
     monkeypatch.setattr(native, "load_library", lambda: "it was not built")
+    runtime = Runtime.load()
     status, out, _ = call(monkeypatch, capsys, "info")
     out = " ".join(out.split())
     dtype = str(runtime.dtype).removeprefix("torch.")
