@@ -82,6 +82,14 @@ def test_local_processes_equal_one_run(folder, run):
 
 
 @pytest.mark.slow
+def test_what_the_processes_warn_of_is_said_once(folder, run):
+    write_images(folder / "in", [picture(n, SIZE) for n in range(4)])
+    (folder / "in" / "002.png").write_bytes(b"broken")
+    said = run("render", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--jobs", 2, status=3)
+    assert said.count("warning: 002.png: the file cannot be read as an image") == 1
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_is_explained(folder, run):
     write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
     said = run("render", "in", "out", "--weights", "w.safetensors", "--jobs", 2, "--kernels", "magic", status=1)

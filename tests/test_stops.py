@@ -17,6 +17,7 @@ from helpers.videos import picture, write_images, write_video
 
 from stif_rt.model.checkpoints import save_model
 from stif_rt.video import run, workspace
+from stif_rt.video.job import Job
 from stif_rt.video.render import NetworkRenderer
 from stif_rt.video.workspace import workspace_path
 
@@ -194,6 +195,23 @@ def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder,
     monkeypatch.undo()
     assert call(monkeypatch, capsys, *arguments(folder, "in.mp4", target, "--resume"))[0] == 0
     assert same(decoded(target), uninterrupted["in.mp4"])
+
+
+def test_warnings_of_the_first_run_are_not_forgotten(monkeypatch, capsys, tmp_path, folder):
+    """The second run does not read again what they are about."""
+    original = Job.pairs
+
+    def pairs(self, first=0, stop=None):
+        self.reader.notices.add("damaged", f"from frame {first}")
+        return original(self, first, stop)
+
+    monkeypatch.setattr(Job, "pairs", pairs)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "NetworkRenderer", after(12, kill(signal.SIGTERM)))
+        ended, _, err = call(patch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4"))
+    assert (ended, err.count("warning: from frame 0: damaged")) == (143, 1)
+    ended, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4", "--resume"))
+    assert (ended, err.count("warning: from frame 10 and 1 more: damaged")) == (3, 1)
 
 
 @pytest.fixture

@@ -212,6 +212,10 @@ def render_range(
             done += 1
             report(done)
 
+    def finish_segment() -> None:
+        workspace.keep_notices(job.reader.notices, first)
+        cancel.check(segment_finished=True)
+
     with contextlib.closing(pictures(job.pairs(first, last), render_pair)) as images:
         write_segments(
             workspace,
@@ -219,7 +223,7 @@ def render_range(
             first // job.options.segment_frames,
             segment_writer(job),
             job.options.segment_frames,
-            between=lambda: cancel.check(segment_finished=True),
+            between=finish_segment,
         )
     return done
 
@@ -265,6 +269,7 @@ def join(job: Job, workspace: Workspace, overwrite: bool, streams: OpenStreams, 
     Returns:
         The number of frames of the output.
     """
+    workspace.recall_notices(job.reader.notices)
     if not job.as_video:
         frames = expected or sum(len(list(workspace.segment(index).iterdir())) for index in workspace.finished())
         with workspace.temporary("joined") as path:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from stif_rt.files import remove
+from stif_rt.video.notices import Notices
 
 SUFFIX = ".segments"
 NAME_MAX = 255
 """Bytes that file systems allow for one name."""
 JOB = "job.json"
 PLAN = "plan.json"
+NOTICES = "notices"
+"""Start of the names of files with what was wrong with the input, one file for each process."""
 PARTIAL = "partial-"
 """Start of the names of unfinished files; whoever holds the lock may delete those of others."""
 
@@ -100,6 +103,25 @@ class Workspace:
                 path.write_text(json.dumps(job, indent=1), "utf-8")
                 path.replace(self.path / JOB)  # the others write the same
 
+    def keep_notices(self, notices: Notices, process: int = 0) -> None:
+        """Stores what was wrong with the input so far, for whoever joins the segments."""
+        if not len(notices):
+            return
+        with self.temporary(NOTICES) as path:
+            path.write_text(json.dumps([[notice.text, notice.places] for notice in notices]), "utf-8")
+            path.replace(self.path / f"{NOTICES}-{process}.json")
+
+    def recall_notices(self, notices: Notices) -> None:
+        """Adds what other processes, and earlier runs, have found wrong with the input."""
+        for path in sorted(self.path.glob(f"{NOTICES}-*.json")):
+            try:
+                stored = json.loads(path.read_text("utf-8"))
+            except ValueError:  # a power cut; the pictures are what counts
+                continue
+            for text, places in stored:
+                for place in places or [""]:
+                    notices.add(text, place)
+
     def delete(self) -> None:
         """Removes the folder with all in it."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -156,7 +178,11 @@ def _is_workspace(path: Path) -> bool:
     if not path.is_dir() or path.is_symlink():
         return False
     return all(
-        child.name in (JOB, PLAN) or child.suffix == ".lock" or child.name.startswith(PARTIAL) or child.stem.isdigit()
+        child.name in (JOB, PLAN)
+        or child.name.startswith(NOTICES)
+        or child.suffix == ".lock"
+        or child.name.startswith(PARTIAL)
+        or child.stem.isdigit()
         for child in path.iterdir()
     )
 
