@@ -86,6 +86,16 @@ def run(commands: typer.Typer) -> Any:
     """Runs a command line; errors of the user's making become one line and exit status 1."""
     open_standard_streams()
     try:
+        return _explained(commands)
+    except SystemExit as end:
+        if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
+            leave(end.code)  # a picture is still being computed in a thread, which would crash as Python shuts down
+        raise
+
+
+def _explained(commands: typer.Typer) -> Any:
+    """Errors of the user's making are said, and end in SystemExit."""
+    try:
         return commands()
     except Exception as error:
         if not _is_of_users_making(error):
@@ -97,10 +107,6 @@ def run(commands: typer.Typer) -> Any:
         else:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except SystemExit as end:
-        if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
-            leave(end.code)  # a picture is still being computed in a thread, which would crash as Python shuts down
-        raise
 
 
 def leave(status: Any) -> None:
