@@ -109,6 +109,11 @@ def test_several_inputs_go_to_a_folder(run, folder):
     _, err = run("a.mp4", "broken.mp4", "b.mkv", "images", "--output", "out", "--scale", 1, status=1)
     assert "error: broken.mp4: " in err
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.mp4", "b.mkv", "images"]
+    (folder / "broken.mp4").unlink()
+    write_video(folder / "broken.mp4", [picture(n, SIZE) for n in range(2)])
+    _, err = run("a.mp4", "broken.mp4", "b.mkv", "images", "--output", "out", "--scale", 1, "--resume")
+    assert err.count("is there already") == 3
+    assert len(read(folder / "out" / "broken.mp4")[1]) == 2
     _, err = run("a.mp4", "b.mkv", "out.mp4", status=1)
     assert "2 inputs need a folder" in err
 

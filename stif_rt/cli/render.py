@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from stif_rt.cli.arguments import pair_up, render_options
-from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights
+from stif_rt.cli.options import NETWORK, Device, Dtype, EncoderOption, KernelsOption, Weights
 from stif_rt.cli.progress import Reporter
 from stif_rt.cli.rendering import Run, run_shard
 
@@ -164,7 +164,8 @@ def render(
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
     max_memory: Annotated[
-        float, typer.Option(min=0, max=2**20, help="GiB of working memory for a frame; larger ones go in pieces.")
+        float,
+        option("GiB of working memory for a frame; larger ones go in tiles. 1.", min=0, max=2**20, panel=NETWORK),
     ] = 1,
 ) -> None:
     """Render a video at another size and frame rate."""

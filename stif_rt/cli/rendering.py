@@ -45,6 +45,9 @@ class Run:
         failures = warnings = 0
         with stopped_by_signals(self._announce) as cancel:
             for source, target in self.tasks:
+                if self._was_finished(target):
+                    self.reporter.say(f"{target} is there already", "skipped", output=str(target))
+                    continue
                 try:
                     with self._job(source, target) as job:
                         if self.jobs > 1:
@@ -62,6 +65,13 @@ class Run:
                     failures += 1
                     self.reporter.error(f"{source}: {error}")
         return 1 if failures else WITH_WARNINGS if warnings else 0
+
+    def _was_finished(self, target: Path) -> bool:
+        """Whether an earlier run of several inputs, which this one resumes, has done this one."""
+        from stif_rt.video.workspace import workspace_path
+
+        resumed = self.resume and not self.overwrite and len(self.tasks) > 1
+        return resumed and target.exists() and not workspace_path(target).exists()
 
     def dry(self) -> int:
         """Says what would be done, and about how long it would take; returns the exit status."""
