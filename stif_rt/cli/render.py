@@ -53,7 +53,7 @@ def render(
     scale: Annotated[
         float | None, option("Output pixels per input pixel. 4 unless given.", "--scale", "-s", panel=SIZE)
     ] = None,
-    size: Annotated[str | None, option("WIDTHxHEIGHT, instead of --scale.", panel=SIZE)] = None,
+    size: Annotated[str | None, option("WIDTHxHEIGHT, instead of --scale.", metavar="WIDTHxHEIGHT", panel=SIZE)] = None,
     width: Annotated[
         int | None, option("Width; the height keeps the shape, or is --height.", "--width", "-w", panel=SIZE)
     ] = None,
@@ -63,25 +63,45 @@ def render(
         option(
             "For a size of another shape: contain (all of it, with black bars; the default), cover (cut off what is "
             "too much), stretch.",
+            metavar="contain|cover|stretch",
             panel=SIZE,
         ),
     ] = "contain",
-    region: Annotated[str | None, option("X,Y,WIDTH,HEIGHT of the output: render that part alone.", panel=SIZE)] = None,
+    region: Annotated[
+        str | None, option("X,Y,WIDTH,HEIGHT of the output: render that part alone.", metavar="X,Y,W,H", panel=SIZE)
+    ] = None,
     time_scale: Annotated[
         str | None,
-        option("Output frames per input frame, such as 8 or 5/2.", "--time-scale", "--multi", "-m", panel=TIME),
+        option(
+            "Output frames per input frame, such as 8 or 5/2.",
+            "--time-scale",
+            "--multi",
+            "-m",
+            metavar="FACTOR",
+            panel=TIME,
+        ),
     ] = None,
     fps: Annotated[
         str | None,
-        option("Output frames per second, such as 60 or 60000/1001.", "--fps", "--rate", "-r", panel=TIME),
+        option(
+            "Output frames per second, such as 60 or 60000/1001.", "--fps", "--rate", "-r", metavar="RATE", panel=TIME
+        ),
     ] = None,
     slow_motion: Annotated[
-        str | None, option("How many times as long as the input the output plays.", panel=TIME)
+        str | None, option("How many times as long as the input the output plays.", metavar="FACTOR", panel=TIME)
     ] = None,
-    start: Annotated[str | None, option("Where to begin: seconds, or a time such as 1:02:03.5.", panel=TIME)] = None,
-    end: Annotated[str | None, option("Where to stop, likewise; not rendered any more.", panel=TIME)] = None,
-    preview: Annotated[str | None, option("A time: render its picture alone, into an image file.", panel=TIME)] = None,
-    input_fps: Annotated[str | None, option("Frames per second of a folder of images; 24.", panel=TIME)] = None,
+    start: Annotated[
+        str | None, option("Where to begin: seconds, or a time such as 1:02:03.5.", metavar="TIME", panel=TIME)
+    ] = None,
+    end: Annotated[
+        str | None, option("Where to stop, likewise; not rendered any more.", metavar="TIME", panel=TIME)
+    ] = None,
+    preview: Annotated[
+        str | None, option("A time: render its picture alone, into an image file.", metavar="TIME", panel=TIME)
+    ] = None,
+    input_fps: Annotated[
+        str | None, option("Frames per second of a folder of images; 24.", metavar="RATE", panel=TIME)
+    ] = None,
     keep_frames: Annotated[
         bool, option("At --scale 1, show the input's own frames at their times; or render them too.", panel=TIME)
     ] = True,
@@ -89,46 +109,78 @@ def render(
         bool, option("Stretch pictures whose pixels are not square.", "--square-pixels", panel=SIZE)
     ] = False,
     deinterlace: Annotated[
-        str, option("auto (pictures that are flagged as interlaced; the default), on, off.", panel=PICTURES)
+        str,
+        option(
+            "auto (pictures that are flagged as interlaced; the default), on, off.",
+            metavar="auto|on|off",
+            panel=PICTURES,
+        ),
     ] = "auto",
     tonemap: Annotated[
         str | None,
-        option("SDR from HDR: clip (what is brighter than 203 cd/m2 is white), mobius, bt2390.", panel=PICTURES),
+        option(
+            "SDR from HDR: clip (what is brighter than 203 cd/m2 is white), mobius, bt2390.",
+            metavar="clip|mobius|bt2390",
+            panel=PICTURES,
+        ),
     ] = None,
     pix_fmt: Annotated[
         str | None,
-        option("Pixel format, as FFmpeg names it; by default 10 bits for input above 8.", panel=PICTURES),
+        option(
+            "Pixel format, as FFmpeg names it; by default 10 bits for input above 8.", metavar="NAME", panel=PICTURES
+        ),
     ] = None,
-    image_format: Annotated[str, option("Of a folder: png (the default), tiff, exr.", panel=PICTURES)] = "png",
+    image_format: Annotated[
+        str, option("Of a folder: png (the default), tiff, exr.", metavar="png|tiff|exr", panel=PICTURES)
+    ] = "png",
     max_gap: Annotated[
-        str | None, option("Seconds above which a gap in the input is held, not interpolated; 1.", panel=TIME)
+        str | None,
+        option("Seconds above which a gap in the input is held, not interpolated; 1.", metavar="SECONDS", panel=TIME),
     ] = None,
     drop_duplicates: Annotated[
         bool, option("Leave out input pictures that repeat the one before.", "--drop-duplicates", panel=TIME)
     ] = False,
     cuts: Annotated[
-        str, option("auto, none, or a file with the frame number or time of each scene's first frame.", panel=TIME)
+        str,
+        option(
+            "auto, none, or a file with the frame number or time of each scene's first frame.",
+            metavar="auto|none|FILE",
+            panel=TIME,
+        ),
     ] = "auto",
     cut_threshold: Annotated[
         float | None, option("How much of a change is a cut; 0.6, higher finds fewer.", panel=TIME)
     ] = None,
     codec: Annotated[
         str | None,
-        option("Encoder, such as libx264, libx265, ffv1, prores_ks or h264_nvenc.", "--codec", "-c", panel=FILE),
+        option(
+            "Encoder, such as libx264, libx265, ffv1, prores_ks or h264_nvenc.",
+            "--codec",
+            "-c",
+            metavar="NAME",
+            panel=FILE,
+        ),
     ] = None,
     crf: Annotated[int | None, option("Quality of the video: lower is better; 16.", min=0, max=63, panel=FILE)] = None,
-    preset: Annotated[str | None, option("Of the encoder: how much time it takes to save space.", panel=FILE)] = None,
+    preset: Annotated[
+        str | None, option("Of the encoder: how much time it takes to save space.", metavar="NAME", panel=FILE)
+    ] = None,
     encoder_option: Annotated[
         list[str] | None,
-        option("KEY=VALUE for the encoder. Repeatable.", "--encoder-option", "-e", panel=FILE),
+        option("KEY=VALUE for the encoder. Repeatable.", "--encoder-option", "-e", metavar="KEY=VALUE", panel=FILE),
     ] = None,
     audio: Annotated[bool, option("Keep the input's sound.", panel=FILE)] = True,
     audio_codec: Annotated[
         str | None,
-        option("Encode sound by this encoder, such as aac; by default only what the file cannot hold.", panel=FILE),
+        option(
+            "Encode sound by this encoder, such as aac; by default only what the file cannot hold.",
+            metavar="NAME",
+            panel=FILE,
+        ),
     ] = None,
     slow_audio: Annotated[
-        str, option("In slow motion: stretch (the pitch stays; the default) or drop.", panel=FILE)
+        str,
+        option("In slow motion: stretch (the pitch stays; the default) or drop.", metavar="stretch|drop", panel=FILE),
     ] = "stretch",
     overwrite: Annotated[bool, option("Replace an output that exists.", "--overwrite", "-y", panel=FILE)] = False,
     resume: Annotated[
@@ -155,7 +207,12 @@ def render(
     shard: Annotated[int | None, option("... on this part of it, counted from 0.", min=0, panel=RUN)] = None,
     strict: Annotated[bool, option("Make errors of warnings.", "--strict", panel=RUN)] = False,
     progress: Annotated[
-        str, option("auto (a bar on a terminal, else lines), plain (lines), json (a line each).", panel=RUN)
+        str,
+        option(
+            "auto (a bar on a terminal, else lines), plain (lines), json (a line each).",
+            metavar="auto|plain|json",
+            panel=RUN,
+        ),
     ] = "auto",
     quiet: Annotated[bool, option("Say nothing but warnings and errors.", "--quiet", "-q", panel=RUN)] = False,
     weights: Weights = None,
