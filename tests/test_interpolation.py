@@ -140,6 +140,15 @@ def test_render_video_can_be_cancelled_and_resumed(runtime, tmp_path, segment):
     assert len(read(tmp_path / "out.mp4")[1]) == 9
 
 
+def test_render_video_that_is_cancelled_before_it_starts(runtime, tmp_path):
+    source = write_images(tmp_path / "in", clip(2))
+    cancel = Cancellation()
+    cancel.after_segment()
+    with pytest.raises(Cancelled):
+        render_video(source, tmp_path / "out.mp4", runtime=runtime, cancel=cancel)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_several_renders_at_once(runtime, tmp_path):
     """One runtime may serve several threads."""
     source = write_images(tmp_path / "in", clip(3))

@@ -105,6 +105,7 @@ def run_job(
 ) -> Rendered:
     """Renders a job, or what is missing of it. As ``render_video``."""
     started = time.perf_counter()
+    cancel.check(segment_finished=True)  # it may have been asked for while the network was loaded
     if job.kind in ("pipe", "image"):
         frames = (write_pipe if job.kind == "pipe" else write_preview)(job, runtime, overwrite, progress, cancel)
         return rendered(job, frames, started)
