@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stif_rt import cli
+from stif_rt.cli import terminal
 from stif_rt.video.reader import Frame, Reader, open_reader
 
 
@@ -14,6 +15,7 @@ def call(
 ) -> tuple[int, str, str]:
     """(exit status, standard output, standard error) of the command line."""
     monkeypatch.setattr("sys.argv", ["stif-rt", *map(str, arguments)])
+    monkeypatch.setattr(terminal, "leave", lambda status: None)  # it would end the tests too
     with pytest.raises(SystemExit) as exit_:
         sys.exit(cli.main())
     captured = capsys.readouterr()
