@@ -26,6 +26,14 @@ FRAMES = 6
 SEGMENT = 5
 
 
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored():
+    """As they are where nohup or a shell in the background runs the tests."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("stops")
