@@ -113,7 +113,8 @@ def train(
         if len(losses) in FIRST_LINES or step.iteration % LINE_EVERY == 0:  # a bar does not show in a file or a pipe
             flow = "" if step.flow_error is None else f", flow error {step.flow_error:.2f} pixels"
             pace = f"{np.mean(seconds):.2f} s an iteration, rate {step.learning_rate:.1e}"
-            console.print(f"{step.iteration} of {total}: loss {step.loss:.4f}{flow}; {pace}", highlight=False)
+            line = f"{step.iteration} of {total}: loss {step.loss:.4f}{flow}; {pace}"
+            console.print(line, highlight=False, soft_wrap=True)
         if curves is not None:
             curves.add_scalar("loss", step.loss, step.iteration)
         if step.flow_error is not None:
