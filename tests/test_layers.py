@@ -18,7 +18,7 @@ LAYERS = (
     "stif_rt.engines",
     "stif_rt.runtime",
     "stif_rt.video",
-    "stif_rt.interpolation stif_rt.flow stif_rt.data",
+    "stif_rt.interpolation stif_rt.flow stif_rt.frame_requests stif_rt.vapoursynth stif_rt.data",
     "stif_rt.evaluation stif_rt.training",
     "stif_export",
     "stif_rt.speed",

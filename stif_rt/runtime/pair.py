@@ -70,6 +70,11 @@ class Pair:
     _projections: Projections
     _renderer: Renderer
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the pair holds."""
+        return sum(x.nbytes for x in self._projections.tensors)
+
     def render(
         self,
         t: Times,
