@@ -199,5 +199,7 @@ def test_values_that_are_not_finite(value):
         clip = stif(make_clip(images), scale=2, factor_num=2, **FLOAT32)
         assert torch.isfinite(torch.from_numpy(pictures(clip, [1])[0])).all()  # clamped
         return
-    with pytest.raises(vs.Error, match=r"^stif: source frames 0 and 1: [^\n]*not finite$"):
+    with pytest.raises(vs.Error) as error:
         pictures(stif(make_clip(images), scale=2, factor_num=2, **FLOAT32), [1])
+    last = str(error.value).strip().splitlines()[-1]  # VapourSynth puts the traceback before what filters raise
+    assert last == "vapoursynth.Error: stif: source frames 0 and 1: frame1 holds values that are not finite"
