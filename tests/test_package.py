@@ -32,6 +32,7 @@ def test_wheel_holds_everything(tmp_path, compiler):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
     modules |= {f"stif_export/{path.name}" for path in (ROOT / "export").glob("*.py")}
     files = ("weights/stif-s.safetensors", "weights/README.md", "py.typed", "ops/deform_conv.cu")
+    files += ("view/index.html", "view/view.css", "view/view.js")
     assert modules | {f"stif_rt/{name}" for name in files} <= names
     assert ("stif_rt/ops/libstif_rt_cpu.so" in names) == (compiler and shutil.which("g++") is not None)
 

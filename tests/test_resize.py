@@ -66,3 +66,12 @@ def test_degraded_frames_are_what_a_file_can_hold():
     assert low.min() >= 0
     assert low.max() <= 1
     torch.testing.assert_close(low * 255, (low * 255).round(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 13, 21), (3, 5, 4, 7), (12, 20, 1, 1), (0, 14, 13, 7)])
+@pytest.mark.parametrize("inputs", [(6, 9), (40, 50)], ids=["larger", "smaller"])
+def test_region_is_that_part_of_the_whole(inputs, region):
+    image = torch.rand(3, *inputs, generator=torch.Generator().manual_seed(0))
+    y, x, height, width = region
+    whole = imresize(image, (13, 21))
+    torch.testing.assert_close(imresize(image, (13, 21), region), whole[:, y : y + height, x : x + width])

@@ -14,6 +14,7 @@ COMMANDS = {
     "render": ("render.render", "Render a video at another size and frame rate."),
     "plan": ("plan.plan", "Divide a render among several processes."),
     "join": ("plan.join", "Join what the processes of a plan have rendered."),
+    "view": ("view.view", "Look at a clip as continuous video, in a browser."),
     "info": ("info.info", "What this machine can run, and why not the rest."),
     "bench": ("bench.bench", "Measure speed."),
     "train": ("train.train", "Train a model: the paper's recipe, every number an option."),

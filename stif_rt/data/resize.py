@@ -17,32 +17,51 @@ def _cubic(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _matrix(inputs: int, outputs: int) -> Tensor:
-    """float32 [outputs, inputs]. The kernel is stretched when shrinking; the border is mirrored."""
+    """float32 [outputs, inputs]."""
+    return _rows(inputs, outputs, 0, outputs)
+
+
+def _rows(inputs: int, outputs: int, first: int, count: int) -> Tensor:
+    """Rows of ``_matrix``: float32 [count, inputs]. The kernel is stretched when shrinking; the border is mirrored."""
     scale = outputs / inputs
     stretch = min(scale, 1.0)
     support = 4 / stretch
-    centre = (torch.arange(outputs, dtype=torch.float64) + 0.5) / scale - 0.5
+    centre = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) / scale - 0.5
     taps = torch.floor(centre - support / 2)[:, None] + torch.arange(math.ceil(support) + 2)
     weight = _cubic((centre[:, None] - taps) * stretch)
     weight = weight / weight.sum(1, keepdim=True)
     period = taps.long() % (2 * inputs)  # ... 1 0 | 0 1 ... n-1 | n-1 n-2 ...
     index = torch.where(period < inputs, period, 2 * inputs - 1 - period)
-    return torch.zeros(outputs, inputs, dtype=torch.float64).scatter_add_(1, index, weight).float()
+    return torch.zeros(count, inputs, dtype=torch.float64).scatter_add_(1, index, weight).float()
 
 
-def imresize(image: Tensor, size: tuple[int, int]) -> Tensor:
+def imresize(image: Tensor, size: tuple[int, int], region: tuple[int, int, int, int] | None = None) -> Tensor:
     """Resizes as MATLAB's ``imresize`` does, bicubic and antialiased when shrinking. The result is not clamped.
 
     Args:
         image: [..., h, w] of any dtype; computed in float32.
         size: (H, W) of the result.
+        region: (y, x, height, width) of the result: that part alone.
 
     Returns:
         float32 [..., H, W].
     """
     h, w = image.shape[-2:]
+    if region is not None:
+        y, x, height, width = region
+        rows, top = _without_zeros(_rows(h, size[0], y, height))
+        columns, left = _without_zeros(_rows(w, size[1], x, width))
+        part = image[..., top : top + rows.shape[1], left : left + columns.shape[1]].float()
+        return rows.to(image.device) @ part @ columns.to(image.device).T
     rows, columns = _matrix(h, size[0]).to(image.device), _matrix(w, size[1]).to(image.device)
     return rows @ image.float() @ columns.T
+
+
+def _without_zeros(matrix: Tensor) -> tuple[Tensor, int]:
+    """The columns from the first to the last that is not zero, and which the first one is."""
+    used = matrix.any(0).nonzero()
+    first, last = int(used[0]), int(used[-1])
+    return matrix[:, first : last + 1], first
 
 
 def degrade(image: Tensor, size: tuple[int, int]) -> Tensor:

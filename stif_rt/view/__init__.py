@@ -1,0 +1,1 @@
+"""``stif-rt view``: a clip as continuous video, in a browser."""
