@@ -120,7 +120,7 @@ def test_zoomed_part_of_all_layers(client, images, runtime):
 
 
 def test_large_clip_gets_its_coarse_picture_from_shrunk_frames(client, monkeypatch, viewer):
-    monkeypatch.setattr(pictures, "SMALL_SIDE", 16)
+    monkeypatch.setattr(viewer, "_small_side", 16)
     monkeypatch.setattr(viewer, "_shrinks", True)
     viewer._pairs.clear()
     with client.websocket_connect(WISHES) as page:

@@ -32,7 +32,7 @@ LARGEST_CANVAS = 8192
 """Pixels of a side."""
 COARSE_PIXELS = 30_000
 """About how many the coarse picture has."""
-SMALL_SIDE = 160
+SMALL_SIDE = {"cpu": 96, "cuda": 640}
 """Longest side of the shrunk frames that a coarse picture is made of until the full ones are encoded."""
 TILE_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Of the fine picture; a newer wish interrupts between two tiles."""
@@ -191,7 +191,8 @@ class Viewer:
         pair_bytes = reader.height * reader.width * BYTES_PER_PIXEL
         self._pairs = _Kept(max(2, min(16, BYTES_OF_PAIRS // pair_bytes)))
         self._small_pairs = _Kept(SMALL_PAIRS)
-        self._shrinks = max(reader.height, reader.width) > 1.5 * SMALL_SIDE
+        self._small_side = SMALL_SIDE[runtime.device.type]
+        self._shrinks = max(reader.height, reader.width) > 1.5 * self._small_side
 
     def answers(self, wish: Wish) -> Iterator[Answer]:
         """The coarse picture of every layer, then the tiles of the fine one; not all need be taken.
@@ -250,7 +251,7 @@ class Viewer:
     def _small_pair(self, moment: Moment) -> Pair:
         pair = self._small_pairs.used(_key(moment))
         if pair is None:
-            frames = (_shrunk(flatten(frame.picture)) for frame in (moment.before, moment.after))
+            frames = (_shrunk(flatten(frame.picture), self._small_side) for frame in (moment.before, moment.after))
             pair = self._small_pairs.keep(_key(moment), self.runtime.encode(*frames))
         return pair
 
@@ -259,9 +260,9 @@ def _key(moment: Moment) -> tuple[Fraction, Fraction]:
     return moment.before.start, moment.after.start
 
 
-def _shrunk(picture: Tensor) -> Tensor:
+def _shrunk(picture: Tensor, side: int) -> Tensor:
     height, width = picture.shape[1:]
-    factor = max(height, width) / SMALL_SIDE
+    factor = max(height, width) / side
     return F.interpolate(picture[None], (max(1, round(height / factor)), max(1, round(width / factor))), mode="area")[0]
 
 
