@@ -27,6 +27,7 @@ SLOW_FIXTURES = {"compact_graph", "half_graphs", "paper_graph", "reports"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--native-library", help="a build of csrc/cpu to test instead of the installed one")
     parser.addoption("--native-isas", help="instruction sets to test, comma between, instead of all")
+    parser.addoption("--require-gpu", action="store_true", help="fail where there is no GPU, instead of skipping")
 
 
 def pytest_configure() -> None:
@@ -36,6 +37,8 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--require-gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--require-gpu: PyTorch sees no CUDA GPU on this machine")
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU that PyTorch can use")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

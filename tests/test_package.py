@@ -12,6 +12,7 @@ import torch
 from stif_rt import Runtime
 from stif_rt.model.config import CONFIGS
 from stif_rt.runtime import bundled_weights
+from stif_rt.version import VERSION
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +56,20 @@ def test_bundled_weights_render_a_moving_edge():
     assert (middle[:, 16:-16, 120:] - 0.8).abs().max() < 0.08
     crossing = (middle[:, 16:-16].mean((0, 1)) > 0.5).float().argmax().item()
     assert abs(crossing - 88) <= 6
+
+
+@pytest.mark.slow
+def test_a_missing_gpu_is_a_failure_where_one_is_required():
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--require-gpu", "tests/test_flow.py"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --require-gpu: PyTorch sees no CUDA GPU on this machine" in done.stdout + done.stderr
+
+
+def test_the_citation_names_this_version():
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {VERSION}" in lines
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)
