@@ -12,6 +12,7 @@ from stif_rt.bundle import (
     DEFAULT_FORMS,
     ENGINE,
     ENGINES,
+    FORMAT,
     GRAPH,
     WEIGHTS,
     Bundle,
@@ -37,7 +38,7 @@ def write_bundle(
     target: Path,
     engine: str,
     dtype: str = "float32",
-    sizes: Sizes = graphs.DYNAMIC,
+    sizes: Sizes | None = None,
     *,
     form: str | None = None,
     opset: int | None = None,
@@ -47,7 +48,8 @@ def write_bundle(
 ) -> None:
     """Writes the bundle ``target``, which appears only when it is complete.
 
-    engine: what is to run the encoder, one of ENGINES. cache: folder for TensorRT's engines and timings.
+    engine: what is to run the encoder, one of ENGINES. sizes: of the frames; any if None.
+    cache: folder for TensorRT's engines and timings.
     Raises ValueError for unknown names, FileExistsError where ``target`` exists and is not to be overwritten, and
     RuntimeError where an engine cannot be built here.
     """
@@ -56,6 +58,7 @@ def write_bundle(
     form, opset = form or DEFAULT_FORMS.get(engine, "standard"), opset or graphs.default_opset(dtype)
     graphs.check(form, opset, dtype)
     manifest = Manifest(model.config, engine, dtype, tools=tool_versions())
+    sizes = sizes or graphs.any_size(model.config)
     with new_bundle(target, overwrite) as folder:
         save_model(model, folder / WEIGHTS)
         if engine != "torch":
@@ -82,7 +85,7 @@ def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress
             folder / GRAPH, manifest.engine, manifest.sizes, manifest.dtype, cache, progress
         )
         write_whole(folder / ENGINE, built)
-        write_manifest(folder, replace(manifest, engine_key=key, tools=tool_versions()))
+        write_manifest(folder, replace(manifest, engine_key=key, tools=tool_versions(), format=FORMAT))
 
 
 def tool_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from stif_rt.bundle import FORMS, OPSETS, Size, Sizes
 from stif_rt.dtypes import dtype_name, parse_dtype
+from stif_rt.engines.exported import output_names
 from stif_rt.files import write_whole
-from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF, AnyEncoder
 from stif_rt.ops.deform_conv import override_deform_conv2d
@@ -32,7 +33,7 @@ from .full import FullNetwork
 
 TRACED_OPSET = 19
 BFLOAT16_OPSET = 22
-DYNAMIC = Sizes(Size(1, 4, 4), Size(2, 32, 48), Size(64, 8192, 8192))
+LARGEST_SIDE = 8192
 NORMALISATION = "RGB in [0, 1]; no mean, no scale"
 
 
@@ -53,35 +54,48 @@ class _Encoder(nn.Module):
 
     def __init__(self, encoder: AnyEncoder, dtype: torch.dtype) -> None:
         super().__init__()
-        if isinstance(encoder, CompactEncoder):
-            raise ValueError("networks with motion cannot be exported as graphs yet")
         self.encoder = copy.deepcopy(encoder).to("cpu", dtype).eval().requires_grad_(False)
-        self.dtype = dtype
 
-    def forward(self, frames: Tensor) -> Tensor:
-        features: Tensor = self.encoder(frames.to(self.dtype)).maps
-        return features
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """The fields of ``Features`` that the configuration has."""
+        return tuple(x for x in self.encoder(frames) if x is not None)
 
 
-def encoder_graph(encoder: AnyEncoder, config: Config, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
+def any_size(config: Config) -> Sizes:
+    """The sizes of an encoder that is exported for every size."""
+    multiple = config.multiple
+    typical = Size(2, *(-(-side // multiple) * multiple for side in (32, 48)))
+    return Sizes(Size(1, multiple, multiple), typical, Size(64, LARGEST_SIDE, LARGEST_SIDE))
+
+
+def encoder_graph(
+    encoder: AnyEncoder, config: Config, dtype: torch.dtype, sizes: Sizes | None = None
+) -> onnx.ModelProto:
     """The encoder as traced: deformable convolutions are ``stif::ModulatedDeformConv2d``. For ``finish``.
 
-    Input ``frames``: float32 [B, 2, 3, h, w]. Output ``features``: dtype [B, 3, 64, h, w]. h and w multiples of 4.
+    Input and outputs are those that ``stif_rt.engines.exported`` describes. sizes: ``any_size`` if None.
     """
-    dynamic = {"frames": _frame_dimensions(sizes)}
-    graph = _trace(_Encoder(encoder, dtype), (_example(sizes),), dynamic, ["frames"], ["features"])
-    meanings = {"frames": NORMALISATION, "features": "of t = 0, 0.5, 1"}
+    sizes = sizes or any_size(config)
+    dynamic = {"frames": _frame_dimensions(sizes, config.multiple)}
+    frames = _example(sizes, config.multiple)
+    graph = _trace(_Encoder(encoder, dtype), (frames,), dynamic, ["frames"], output_names(config))
+    meanings = {
+        "features": "of t = 0, 0.5, 1",
+        "velocity": "x and y in pixels of the frames, from the first to the second",
+    }
+    meanings = {"frames": NORMALISATION} | {name: meanings[name] for name in output_names(config)}
     return _describe(graph, config, dtype, sizes, "encoder", meanings)
 
 
-def full_graph(model: STIF, dtype: torch.dtype, sizes: Sizes = DYNAMIC) -> onnx.ModelProto:
+def full_graph(model: STIF, dtype: torch.dtype, sizes: Sizes | None = None) -> onnx.ModelProto:
     """Encoder and implicit functions as one graph, for runtimes other than this project's. For ``finish``.
 
     Inputs ``frames``: as for the encoder; ``t``: float32 [B], in [0, 1]; ``size``: int64 [2], output height and width.
     Output ``rgb``: float32 [B, 3, height, width], not clamped. dtype: of the encoder; the rest is float32.
     """
     network = FullNetwork(_Encoder(model.encoder, dtype), model)
-    frames, dimensions = _example(sizes), _frame_dimensions(sizes)
+    sizes, multiple = sizes or any_size(model.config), model.config.multiple
+    frames, dimensions = _example(sizes, multiple), _frame_dimensions(sizes, multiple)
     rows, columns = (torch.arange(3 * n // 2, dtype=torch.float32) for n in frames.shape[-2:])
     dynamic: dict[str, Any] = {"frames": dimensions, "t": {0: dimensions[0]}}
     dynamic |= {"rows": {0: torch.export.Dim("H", min=1)}, "columns": {0: torch.export.Dim("W", min=1)}}
@@ -120,13 +134,14 @@ def default_opset(dtype: str) -> int:
     return BFLOAT16_OPSET if dtype == "bfloat16" else 20
 
 
-def read_limits(path: Path) -> tuple[Sizes, str]:
-    """Sizes and dtype of an ONNX file of the encoder. ValueError for any other file."""
+def read_limits(path: Path) -> tuple[Sizes, str, Config]:
+    """Sizes, dtype and configuration of an ONNX file of the encoder. ValueError for any other file."""
     try:
         metadata = {item.key: item.value for item in onnx.load(path, load_external_data=False).metadata_props}
         if metadata["stif.part"] != "encoder":
             raise ValueError(f"{path} is not an encoder but {metadata['stif.part']!r}")
-        return Sizes(*(Size(*size) for size in json.loads(metadata["stif.sizes"]))), metadata["stif.dtype"]
+        sizes = Sizes(*(Size(*size) for size in json.loads(metadata["stif.sizes"])))
+        return sizes, metadata["stif.dtype"], Config.from_dict(json.loads(metadata["stif.config"]))
     except (DecodeError, KeyError) as error:
         raise ValueError(f"{path} is not an ONNX file that stif-rt wrote") from error
 
@@ -136,23 +151,25 @@ def save(graph: onnx.ModelProto, path: Path, overwrite: bool = True) -> None:
     write_whole(path, graph.SerializeToString(), overwrite)
 
 
-def _example(sizes: Sizes) -> Tensor:
+def _example(sizes: Sizes, multiple: int) -> Tensor:
     """Frames to trace with. A dimension that varies must not be traced at 1, which the tracer would keep."""
     shape = []
-    for low, typical, high, unit in zip(*sizes, (1, 4, 4), strict=True):
+    for low, typical, high, unit in zip(*sizes, (1, multiple, multiple), strict=True):
         shape.append(typical if low == high else min(max(typical, 2 * unit), high))
     return torch.rand(shape[0], 2, 3, *shape[1:])
 
 
-def _frame_dimensions(sizes: Sizes) -> dict[int, Any]:
+def _frame_dimensions(sizes: Sizes, multiple: int) -> dict[int, Any]:
     """Names and limits of the dimensions of ``frames``; those of one value stay fixed."""
     (b0, h0, w0), _, (b1, h1, w1) = sizes
-    height = torch.export.Dim("h4", min=max(h0 // 4, 1), max=h1 // 4) if h0 < h1 else None
-    width = torch.export.Dim("w4", min=max(w0 // 4, 1), max=w1 // 4) if w0 < w1 else None
+    height, width = (
+        torch.export.Dim(f"{name}_units", min=max(low // multiple, 1), max=high // multiple) if low < high else None
+        for name, low, high in (("h", h0, h1), ("w", w0, w1))
+    )
     batch = torch.export.Dim("batch", min=b0, max=b1) if b0 < b1 else None
     dimensions: dict[int, Any] = {0: batch}
-    for axis, quarter in ((3, height), (4, width)):
-        dimensions[axis] = None if quarter is None else 4 * quarter
+    for axis, units in ((3, height), (4, width)):
+        dimensions[axis] = None if units is None else multiple * units
     return dimensions
 
 
@@ -180,18 +197,27 @@ def _trace(
 
 def _name_dimensions(graph: onnx.ModelProto) -> None:
     """Gives dimensions the names that they have in this project instead of the tracer's symbols."""
-    names = {}
-    for value, dimensions in (("frames", {0: "B", 3: "h/4", 4: "w/4"}), ("rows", {0: "H"}), ("columns", {0: "W"})):
+    names, multiple = {}, 1
+    for value, dimensions in (("frames", {0: "B", 3: "h", 4: "w"}), ("rows", {0: "H"}), ("columns", {0: "W"})):
         for given in (given for given in graph.graph.input if given.name == value):
             for axis, name in dimensions.items():
-                names[given.type.tensor_type.shape.dim[axis].dim_param.removeprefix("4*")] = name
+                factor, _, symbol = given.type.tensor_type.shape.dim[axis].dim_param.rpartition("*")
+                names[symbol] = name
+                multiple = int(factor or multiple)  # sides are so many times the tracer's symbols
+
+    def side(match: re.Match[str]) -> str:
+        """``k * symbol``, in terms of the side, which is ``multiple * symbol``."""
+        factor, name = int(match[1] or 1), names.get(match[2], match[2])
+        if name not in ("h", "w") or factor == multiple:
+            return name if factor == 1 or factor == multiple else f"{factor}*{name}"
+        common = math.gcd(factor, multiple)
+        top, bottom = factor // common, multiple // common
+        return (f"{top}*{name}" if top > 1 else name) + (f"/{bottom}" if bottom > 1 else "")
+
     for described in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         for dimension in described.type.tensor_type.shape.dim:
             if dimension.dim_param:
-                words = re.split(r"(\w+)", dimension.dim_param)
-                dimension.dim_param = (
-                    "".join(names.get(word, word) for word in words).replace("4*h/4", "h").replace("4*w/4", "w")
-                )
+                dimension.dim_param = re.sub(r"(?:(\d+)\*)?([A-Za-z_]\w*)", side, dimension.dim_param)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from stif_rt.bundle import Bundle, Size
 from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
+from stif_rt.model.encoder import Features
 from stif_rt.timing import laps
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
-"""Largest error of a feature, as a share of the largest feature of float32 (or of 1, where that is larger)."""
+"""Largest error of a feature or velocity, as a share of the largest one of float32 (or of 1, where that is larger)."""
 TRIALS = 3
 
 
@@ -19,7 +20,8 @@ TRIALS = 3
 class Result:
     """engine: a name for ``Runtime.load``. reason: why it could not run; the rest then means nothing.
 
-    largest, mean: error of the features, relative to the largest one. seconds: of the fastest of a few calls.
+    largest, mean: error of the features or the velocity, whichever is larger, relative to the largest value.
+    seconds: of the fastest of a few calls.
     """
 
     engine: str
@@ -57,7 +59,7 @@ def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | No
     for size in dict.fromkeys(sizes):
         frames = torch.rand(size.batch, 2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            cases.append((frames, encoder(frames).maps))
+            cases.append((frames, encoder(frames)))
 
     results = []
     for name in engines(bundle) if names is None else names:
@@ -75,11 +77,20 @@ def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | No
 
 
 def _compare(
-    name: str, engine: Engine, device: torch.device, frames: Tensor, expected: Tensor, tolerance: float
+    name: str, engine: Engine, device: torch.device, frames: Tensor, expected: Features, tolerance: float
 ) -> Result:
     given = frames.to(device)
-    found = engine(given).maps.float().cpu()
+    made = [None if x is None else x.float().cpu() for x in engine(given)]
     times = laps((engine(given) for _ in range(TRIALS)), device)
-    error = ((found - expected).abs() / max(1.0, float(expected.abs().max()))).nan_to_num(nan=math.inf)
+    errors = [_errors(x, right) for x, right in zip(made, expected, strict=True) if right is not None]
     size = Size(frames.shape[0], *frames.shape[-2:])
-    return Result(name, size, float(error.max()), float(error.mean()), min(times), tolerance)
+    largest, mean = (max(float(number) for number in numbers) for numbers in zip(*errors, strict=True))
+    return Result(name, size, largest, mean, min(times), tolerance)
+
+
+def _errors(x: Tensor | None, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and mean error of features or of a velocity, as a share of the largest value, or of 1."""
+    if x is None:
+        return torch.tensor(math.inf), torch.tensor(math.inf)
+    error = ((x - right).abs() / max(1.0, float(right.abs().max()))).nan_to_num(nan=math.inf)
+    return error.max(), error.mean()

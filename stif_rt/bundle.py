@@ -21,13 +21,14 @@ from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.errors import BadFileError
 from stif_rt.files import whole_folder, write_whole
 from stif_rt.model.checkpoints import LARGEST_VALUE, check_parameters, load_model
-from stif_rt.model.config import Config
+from stif_rt.model.config import WIDTHS, Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.model.stif import IMPLICIT_NETWORKS, AnyEncoder
 from stif_rt.model.weight_files import read_safetensors
 from stif_rt.schema import from_mapping, parse_json
 
-FORMAT = 1
+FORMAT = 2
+"""2 brought the velocity, and the fields of configurations that format 1 does not know: ``LATER_FIELDS``."""
 MANIFEST, WEIGHTS, GRAPH, ENGINE = "manifest.json", "weights.safetensors", "encoder.onnx", "encoder.engine"
 ENGINES = ("onnx", "tensorrt", "tensorrt-rtx", "torch")
 """What can run a bundle's encoder."""
@@ -39,8 +40,11 @@ OPSETS = range(19, 26)
 """Opsets that ``encoder.onnx`` can have: 19 brought DeformConv, the converter of opsets knows no later ones."""
 
 
+LATER_FIELDS = ("motion", "blend", "bicubic", "feature_stride", "scale", "sif_time", *WIDTHS)
+
+
 class Size(NamedTuple):
-    """Size of the frames that an encoder is given; height and width are multiples of 4."""
+    """Size of the frames that an encoder is given; height and width are multiples of ``Config.multiple``."""
 
     batch: int
     height: int
@@ -61,13 +65,13 @@ class Sizes(NamedTuple):
     def fixed(self) -> bool:
         return self.smallest == self.largest
 
-    def check(self, size: Size) -> None:
-        """Raises ValueError for frames of another size."""
+    def check(self, size: Size, multiple: int) -> None:
+        """Raises ValueError for frames of another size. multiple: what their sides are padded to."""
         if all(low <= n <= high for low, n, high in zip(self.smallest, size, self.largest, strict=True)):
             return
         taken = f"{self.largest} only" if self.fixed else f"from {self.smallest} to {self.largest}"
         raise ValueError(
-            f"this encoder was exported for frames {taken} (sides padded to multiples of 4), not {size}; "
+            f"this encoder was exported for frames {taken} (sides padded to multiples of {multiple}), not {size}; "
             "export it again with another --size"
         )
 
@@ -118,6 +122,9 @@ class Manifest:
 
     def check(self) -> None:
         """Raises ValueError where the fields are unknown to this version or contradict each other."""
+        later = [name for name in LATER_FIELDS if getattr(self.config, name) != getattr(Config(), name)]
+        if self.format < 2 and later:
+            raise ValueError(f"it has format version {self.format}, which has no {', '.join(later)}: export it again")
         if self.engine not in ENGINES:
             raise ValueError(f"it names the encoder engine {self.engine!r}; there are: {', '.join(ENGINES)}")
         if self.dtype not in DTYPES:
@@ -136,6 +143,10 @@ class Manifest:
             raise ValueError(f"it does not say which sizes its encoder for {self.engine!r} takes")
         if not all(0 < a <= b <= c for a, b, c in zip(*self.sizes, strict=True)):
             raise ValueError(f"its sizes do not grow from smallest to largest: {', '.join(map(str, self.sizes))}")
+        multiple = self.config.multiple
+        if any(side % multiple for size in self.sizes for side in size[1:]):
+            sizes = ", ".join(map(str, self.sizes))
+            raise ValueError(f"its sizes are not multiples of {multiple}, as its network needs them: {sizes}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Bundles: writing, running, refusing; the command line ``stif-rt export``."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stif_rt import Runtime
-from stif_rt.bundle import FORMAT, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
+from stif_rt.bundle import FORMAT, LATER_FIELDS, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
 from stif_rt.engines import BUNDLE_ENGINES, onnxruntime_engine, tensorrt_engine
 from stif_rt.model import stif
 from stif_rt.model.checkpoints import save_model
+from stif_rt.model.config import CONFIGS
 from stif_rt.model.encoder import Encoder
 
 pytest.importorskip("onnxruntime", reason="needs the packages of the extra export")
@@ -56,7 +58,7 @@ def test_manifest_says_what_is_in_it(bundle, compact_model):
     manifest = read_bundle(bundle).manifest
     assert manifest.config == compact_model.config
     assert (manifest.format, manifest.engine, manifest.dtype, manifest.form) == (FORMAT, "onnx", "float32", "standard")
-    assert manifest.sizes == graphs.DYNAMIC
+    assert manifest.sizes == graphs.any_size(compact_model.config)
     assert {"torch", "onnx", "stif-rt"} <= set(manifest.tools)
     assert set(manifest.files) == {"encoder.onnx", "weights.safetensors"}
     assert {path.name for path in bundle.iterdir()} == {*manifest.files, MANIFEST}
@@ -131,7 +133,7 @@ def test_torch_bundle(monkeypatch, capsys, tmp_path, frames):
 def test_verify(monkeypatch, capsys, bundle):
     results = verify(read_bundle(bundle), ["onnx:cpu", "torch"])
     assert [result.engine for result in results] == ["onnx:cpu", "onnx:cpu", "torch", "torch"]
-    assert {result.size for result in results} == {graphs.DYNAMIC.typical, graphs.DYNAMIC.smallest}
+    assert {result.size for result in results} == {Size(2, 32, 48), Size(1, 4, 4)}
     assert all(result.ok and 0 < result.mean <= result.largest < 1e-4 and result.seconds > 0 for result in results[:2])
     status, out, err = call(monkeypatch, capsys, "export", "verify", bundle, "--encoder", "onnx:cpu")
     assert status == 0, err
@@ -155,6 +157,9 @@ def test_verify_notices_other_weights(bundle, compact_model):
     edit(bundle, files={path.name: file_checksum(path) for path in bundle.iterdir() if path.name != MANIFEST})
     (result, *_) = verify(read_bundle(bundle), ["onnx:cpu"])
     assert not result.ok
+
+
+FILES = {"weights.safetensors": "0", "encoder.onnx": "0"}
 
 
 def edit(folder, **fields):
@@ -404,14 +409,45 @@ def test_help(monkeypatch, capsys, arguments):
 
 
 def test_sizes_on_the_command_line():
-    parse = export_cli.parse_sizes
-    assert parse(None, None, None, 1, limited=False) == graphs.DYNAMIC
+    parse = functools.partial(export_cli.parse_sizes, CONFIGS["stif-s-dcn"])
+    assert parse(None, None, None, 1, limited=False) == graphs.any_size(CONFIGS["stif-s-dcn"])
     assert parse("318x180", None, None, 2, limited=False) == Sizes(*[Size(2, 180, 320)] * 3)
     low, typical, high = parse(None, None, None, 1, limited=True)
     assert (low, typical, high) == (Size(1, 64, 64), Size(1, 180, 320), Size(1, 720, 1280))
     assert parse("100x50", "4x4", "640x480", 4, limited=True) == Sizes(
         Size(1, 4, 4), Size(1, 52, 100), Size(4, 480, 640)
     )
+
+
+def test_sizes_of_networks_with_motion_are_multiples_of_32():
+    config = CONFIGS["stif-i"]
+    only = Size(1, 192, 320)
+    assert export_cli.parse_sizes(config, "318x180", None, None, 1, limited=False) == Sizes(only, only, only)
+    assert graphs.any_size(config).smallest == Size(1, 32, 32)
+    text = Manifest(config, "onnx", "float32", "standard", 20, Sizes(*[Size(1, 36, 64)] * 3), files=FILES).to_json()
+    with pytest.raises(ValueError, match=r"64x36.*not multiples of 32|not multiples of 32.*64x36"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["stif-s-dcn", "stif-s", "stif-i"])
+def test_format_1_has_no_velocity(name):
+    """Bundles of the format before are read, unless their configuration has what came later."""
+    manifest = replace(Manifest(CONFIGS[name], "torch", "float32", files=FILES), format=1)
+    if name == "stif-s-dcn":
+        values = json.loads(manifest.to_json())
+        for later in LATER_FIELDS:
+            del values["config"][later]  # as it was written then
+        assert Manifest.from_json(json.dumps(values)) == manifest
+    else:
+        with pytest.raises(ValueError, match=r"format version 1, which has no .*motion.*sif_time.*export it again"):
+            Manifest.from_json(manifest.to_json())
+
+
+def test_an_exported_encoder_takes_no_velocity(bundle, frames):
+    runtime = Runtime.load(bundle, device="cpu")
+    assert runtime.encode(*frames).velocity is None
+    with pytest.raises(ValueError, match="takes no velocity"):
+        runtime.encode(*frames, velocity=np.zeros((2, *frames[0].shape[:2]), np.float32))
 
 
 @pytest.mark.gpu

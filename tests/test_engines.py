@@ -63,11 +63,11 @@ def test_many_sizes_are_compiled_a_few_times_and_none_runs_eagerly(caplog):
 def test_a_failure_that_passes_does_not_switch_compiling_off(caplog):
     compiled, attempts = engine(CompiledEngine, backend=_never), []
 
-    def flaky(frames):
+    def flaky(frames, matching):
         attempts.append(1)
         if len(attempts) <= 3:
             raise RuntimeError("it passes")
-        return compiled.encoder.extract(frames)
+        return compiled.encoder.extract(frames, matching)
 
     compiled._extract = flaky
     frames = torch.rand(1, 3, 8, 12)
@@ -81,7 +81,7 @@ def test_a_failure_that_passes_does_not_switch_compiling_off(caplog):
 
 
 def test_a_lack_of_memory_is_no_reason_to_compile_no_more():
-    def refuse(frames):
+    def refuse(frames, matching):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     compiled = engine(CompiledEngine, backend=_never)
@@ -94,7 +94,7 @@ def test_a_lack_of_memory_is_no_reason_to_compile_no_more():
 def test_compiled_shares_frames_of_consecutive_pairs_too(frames):
     runtime = Runtime.from_model(fill_model(STIF(Config(**TINY))), device="cpu", dtype="float32", encoder="compiled")
     extracted, encoder = [], runtime._engine.encoder
-    runtime._engine._extract = lambda x: extracted.append(1) or encoder.extract(x)
+    runtime._engine._extract = lambda *given: extracted.append(1) or encoder.extract(*given)
     runtime._engine._merge = encoder.merge
     for pair, calls in ((frames, 2), (frames[::-1], 1), (frames, 1)):
         extracted.clear()

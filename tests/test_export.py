@@ -150,7 +150,11 @@ def test_file_describes_itself(compact_model, compact_graph, tmp_path):
     assert json.loads(metadata["stif.inputs"]) == ["frames"]
     assert [value.shape for value in running.get_inputs()] == [["B", 2, 3, "h", "w"]]
     assert [value.shape for value in running.get_outputs()] == [["B", 3, 64, "h", "w"]]
-    assert graphs.read_limits(tmp_path / "encoder.onnx") == (graphs.DYNAMIC, "float32")
+    assert graphs.read_limits(tmp_path / "encoder.onnx") == (
+        graphs.any_size(compact_model.config),
+        "float32",
+        compact_model.config,
+    )
     assert b"encoder.py" not in (tmp_path / "encoder.onnx").read_bytes()  # no paths of the machine that exported it
 
 
@@ -172,7 +176,7 @@ def test_whole_network_at_any_size(monkeypatch, fields):
     ):
         frames, times = random_frames(B, *inputs), torch.linspace(0, 1, B + 2)[1:-1]
         with torch.no_grad():
-            expected = model.decode(Features(stem(frames)), frames, times, outputs).rgb
+            expected = model.decode(Features(*stem(frames)), frames, times, outputs).rgb
         given = {"frames": frames.numpy(), "t": times.numpy(), "size": np.array(outputs)}
         torch.testing.assert_close(torch.from_numpy(running.run(None, given)[0]), expected, atol=1e-4, rtol=0)
 
@@ -186,7 +190,7 @@ class Stem(torch.nn.Module):
 
     def forward(self, frames):
         both = self.convolution(frames.flatten(0, 1)).unflatten(0, (frames.shape[0], 2))
-        return torch.cat((both, both[:, :1]), 1)
+        return (torch.cat((both, both[:, :1]), 1),)
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_memory_in_words(tiny_model, words, count):
     assert make(tiny_model, max_memory=words).max_memory == count
 
 
-@pytest.mark.parametrize("memory", [0, -1, "0", "lots", "1XB", "", None, float("nan"), 10**400, True], ids=str)
+@pytest.mark.parametrize("memory", [0, -1, "0", "lots", "1XB", "", float("nan"), 10**400, True], ids=str)
 def test_memory_that_cannot_be(tiny_model, memory):
     with pytest.raises(ValueError, match="max_memory must be a positive number of bytes") as caught:
         make(tiny_model, max_memory=memory)

@@ -1,5 +1,8 @@
 """The velocity head and the encoder around it, untrained: Gauss-Newton alone already follows motion."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 from stif_rt.model.velocity import VelocityHead, warp
+from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime
 
 STRIDES = {1: Config(**MOTION, **LEARNED), 2: Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2)}
@@ -125,3 +129,85 @@ def test_warp_reads_where_the_flow_points():
     assert warp(maps, flow)[0, 0, 0].tolist() == [1, 2, 3, 4, 4]
     flow[:, 0], flow[:, 1] = 0, -9
     assert warp(maps, flow)[0, 0, 3].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pair_has_the_velocity_that_was_found():
+    """It is the head's, at the frames' size, without the padding."""
+    model, frames = fill_model(STIF(STRIDES[1])), moved((3, 1), 32)[0, :, :, :29, :31]
+    pair = Runtime.from_model(model, device="cpu", dtype="float32", kernels="reference").encode(*frames)
+    with torch.no_grad():
+        whole = model.encode(F.pad(frames, (0, 1, 0, 3), mode="replicate")[None]).velocity
+    torch.testing.assert_close(pair.velocity, whole[0, :, :29, :31])
+    assert pair.velocity.dtype == torch.float32
+
+
+def test_networks_without_motion_have_no_velocity(tiny_model):
+    frames = torch.rand(2, 3, 8, 8)
+    runtime = Runtime.from_model(tiny_model, device="cpu", dtype="float32")
+    assert runtime.encode(*frames).velocity is None
+    with pytest.raises(ValueError, match="takes no velocity"):
+        runtime.encode(*frames, velocity=torch.zeros(2, 8, 8))
+
+
+def backends(config: Config) -> list[str]:
+    cpu = torch.device("cpu")
+    return [
+        name for name, backend in BACKENDS.items() if backend.unavailable_reason(config, cpu, torch.float32) is None
+    ]
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_given_velocity_on_every_backend(stride):
+    """The flow is what it implies, pictures follow it, odd sizes and arrays of any kind are taken; once a batch."""
+    model, (height, width) = fill_model(STIF(STRIDES[stride])), (27, 33)
+    for parameter in model.implicit_functions.flow_imnet.linears[-1].parameters():
+        parameter.data.zero_()  # TIF adds nothing
+    frames = moved((4, -2), 64)[0, :, :, :height, :width]
+    velocity = torch.tensor((4.0, -2.0)).view(2, 1, 1).expand(2, height, width)
+    rendered = []
+    for backend in backends(STRIDES[stride]):
+        runtime = Runtime.from_model(copy.deepcopy(model), device="cpu", dtype="float32", kernels=backend)
+        pair = runtime.encode(*frames, velocity=velocity.numpy().astype(np.float64))
+        torch.testing.assert_close(pair.velocity, velocity)
+        flow = pair.flow(0.25, scale=2)
+        expected = torch.tensor((-2.0, 1.0, 6.0, -3.0)).view(4, 1, 1).expand_as(flow)
+        torch.testing.assert_close(flow, expected, atol=1e-4, rtol=0)
+        rendered.append(pair.render(0.25, scale=2))
+        batch = runtime.encode(
+            *(frame.expand(2, -1, -1, -1) for frame in frames), velocity=velocity.expand(2, -1, -1, -1)
+        )
+        torch.testing.assert_close(batch.render(0.25, scale=2)[1], rendered[-1], atol=1e-5, rtol=0)
+    for other in rendered[1:]:
+        torch.testing.assert_close(other, rendered[0], atol=1e-4, rtol=0)
+
+
+def test_frames_of_a_video_with_and_without_velocities():
+    """What is kept of the shared frame does for the next pair, whether or not that has a velocity."""
+    model, frames = fill_model(STIF(STRIDES[1])), moved((2, 1), 32)[0]
+    velocity = torch.ones(2, 32, 32)
+    kept = Runtime.from_model(model, device="cpu", dtype="float32", kernels="reference")
+    for given in (velocity, None, velocity):
+        pair = kept.encode(*frames, velocity=given)
+        fresh = copy.copy(kept).encode(*frames, velocity=given)
+        assert torch.equal(pair.render(0.5), fresh.render(0.5))
+        frames = frames.flip(0)
+
+
+@pytest.mark.parametrize(
+    ("velocity", "error", "said"),
+    [
+        (torch.zeros(2, 8, 9), ValueError, r"shape \[2, 8, 9\].* \[2, 8, 8\]"),
+        (torch.zeros(1, 2, 8, 8), ValueError, r"\[2, 8, 8\]"),
+        (np.zeros((8, 8, 2), np.float32), ValueError, r"moveaxis\(velocity, -1, -3\)"),
+        (torch.zeros(2, 8, 8, dtype=torch.int64), TypeError, "velocity is int64"),
+        ([[0.0]], TypeError, "velocity is list"),
+        (torch.full((2, 8, 8), float("nan")), ValueError, "not finite"),
+        (np.full((2, 8, 8), 1e300), ValueError, "not finite"),
+        (torch.zeros(2, 8, 8, device="meta"), TypeError, "without plain values"),
+        (torch.zeros(2, 8, 8).to_sparse(), TypeError, "without plain values"),
+    ],
+)
+def test_wrong_velocities_are_explained(velocity, error, said):
+    runtime = Runtime.from_model(STIF(STRIDES[1]), device="cpu", dtype="float32", kernels="reference")
+    with pytest.raises(error, match=said):
+        runtime.encode(*torch.rand(2, 3, 8, 8), velocity=velocity)

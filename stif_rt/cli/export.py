@@ -15,8 +15,9 @@ from stif_rt.cli.terminal import console
 from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.files import check_target, write_whole
 from stif_rt.model.checkpoints import load_model
+from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
-from stif_rt.runtime import bundled_weights
+from stif_rt.runtime import find_weights
 
 try:
     from stif_export import build, bundles, graphs
@@ -69,10 +70,11 @@ def bundle_(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a folder that runs without the PyTorch encoder: stif-rt render --weights FOLDER."""
-    sizes = parse_sizes(size, min_size, max_size, batch, encoder in ("tensorrt", "tensorrt-rtx"))
+    model = load(weights)
+    sizes = parse_sizes(model.config, size, min_size, max_size, batch, encoder in ("tensorrt", "tensorrt-rtx"))
     with console.status("exporting") as status:
         bundles.write_bundle(
-            load(weights),
+            model,
             output,
             encoder,
             dtype,
@@ -106,9 +108,9 @@ def onnx(
     chosen, number = form or "standard", opset or graphs.default_opset(dtype)
     graphs.check(chosen, number, dtype)
     check_target(output, overwrite)
-    sizes = parse_sizes(size, min_size, max_size, batch, limited=False)
+    model = load(weights)
+    sizes = parse_sizes(model.config, size, min_size, max_size, batch, limited=False)
     with console.status("tracing"):
-        model = load(weights)
         precision = parse_dtype(dtype)
         if part == "full":
             traced = graphs.full_graph(model, precision, sizes)
@@ -147,9 +149,9 @@ def tensorrt(
         if not source.is_file():
             raise FileNotFoundError(f"{source} does not exist")
         check_target(output, overwrite)
-        sizes, dtype = graphs.read_limits(source)
+        sizes, dtype, config = graphs.read_limits(source)
         if sizes is None or not sizes.fixed:
-            sizes = parse_sizes(size, min_size, max_size, batch, limited=True)
+            sizes = parse_sizes(config, size, min_size, max_size, batch, limited=True)
         built, _ = build.cached_engine(source, builder, sizes, dtype, cache, progress)
         write_whole(output, built, overwrite)
     report(output, f"engine for {builder}")
@@ -188,20 +190,22 @@ def verify(
 
 
 def load(weights: Path | None) -> STIF:
-    return load_model(bundled_weights() if weights is None else weights).eval()
+    return load_model(find_weights(weights)).eval()
 
 
-def parse_sizes(size: str | None, smallest: str | None, largest: str | None, batch: int, limited: bool) -> Sizes:
+def parse_sizes(
+    config: Config, size: str | None, smallest: str | None, largest: str | None, batch: int, limited: bool
+) -> Sizes:
     """Sizes from the command line. limited: whether there must be limits, as for TensorRT."""
     if size is not None and smallest is None and largest is None:
-        only = encoder_size(size, "--size", batch)
+        only = encoder_size(config, size, "--size", batch)
         return Sizes(only, only, only)
     if size is None and smallest is None and largest is None and not limited:
-        return graphs.DYNAMIC
+        return graphs.any_size(config)
     low, typical, high = TENSORRT_RANGE
-    lower = encoder_size(smallest or low, "--min-size", 1)
-    upper = encoder_size(largest or high, "--max-size", batch)
-    middle = encoder_size(size or typical, "--size", 1)
+    lower = encoder_size(config, smallest or low, "--min-size", 1)
+    upper = encoder_size(config, largest or high, "--max-size", batch)
+    middle = encoder_size(config, size or typical, "--size", 1)
     if size is None:
         middle = Size(1, *(min(max(n, a), b) for n, a, b in zip(middle[1:], lower[1:], upper[1:], strict=True)))
     if not all(a <= n <= b for a, n, b in zip(lower, middle, upper, strict=True)):
@@ -209,13 +213,13 @@ def parse_sizes(size: str | None, smallest: str | None, largest: str | None, bat
     return Sizes(lower, middle, upper)
 
 
-def encoder_size(text: str, option: str, batch: int) -> Size:
-    """WIDTHxHEIGHT, each rounded up to a multiple of 4 as the runtime pads frames."""
+def encoder_size(config: Config, text: str, option: str, batch: int) -> Size:
+    """WIDTHxHEIGHT, each rounded up to what the runtime pads frames to."""
     width, height = parse_size(text, option)
-    limit = graphs.DYNAMIC.largest.height
+    limit, multiple = graphs.LARGEST_SIDE, config.multiple
     if not (0 < width <= limit and 0 < height <= limit):
         raise ValueError(f"{option} {text}: sides must be from 1 to {limit}")
-    return Size(batch, *(4 * math.ceil(side / 4) for side in (height, width)))
+    return Size(batch, *(multiple * math.ceil(side / multiple) for side in (height, width)))
 
 
 def report(output: Path, what: str) -> None:

@@ -24,7 +24,10 @@ EncoderOption = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="A .pth or .safetensors file, or a bundle; else the bundled ones.", rich_help_panel=NETWORK),
+    typer.Option(
+        help="A .pth or .safetensors file, a bundle, or the name of bundled weights; else what fits the scale.",
+        rich_help_panel=NETWORK,
+    ),
 ]
 MaxCache = Annotated[str, typer.Option(help="How much decoding may add to the cache, such as 500GB.")]
 MAX_CACHE = "100GB"

@@ -31,7 +31,8 @@ def plan(**given: Any) -> None:
     source, target = tasks[0]
     path = given["plan"] or target.with_name(f"{target.name}.plan.json")
     job = make_job(source, target, render_options(given), given["overwrite"])
-    frames = write_plan(job, given["weights"], given["shards"], path, given["overwrite"])
+    weights = given["weights"] or job.fitting_weights()
+    frames = write_plan(job, weights, given["shards"], path, given["overwrite"])
     reporter.say(
         f"{path}: {frames} frames in {given['shards']} shards",
         "plan",

@@ -221,15 +221,20 @@ def render(
     kernels: KernelsOption = "auto",
     encoder: EncoderOption = "auto",
     max_memory: Annotated[
-        float,
-        option("GiB of working memory for a frame; larger ones go in tiles. 1.", min=0, max=2**20, panel=NETWORK),
-    ] = 1,
+        float | None,
+        option(
+            "GiB of working memory; what is larger goes in tiles. A quarter of what is free, at most 4.",
+            min=0,
+            max=2**20,
+            panel=NETWORK,
+        ),
+    ] = None,
 ) -> None:
     """Render a video at another size and frame rate."""
     given = dict(locals())
     reporter = Reporter(progress, quiet)  # type: ignore[arg-type]  # it checks the name
     machine = {name: given[name] for name in ("device", "dtype", "kernels", "encoder")}
-    machine["max_memory"] = int(max_memory * 2**30)
+    machine["max_memory"] = None if max_memory is None else int(max_memory * 2**30)
     if plan is not None:
         if shard is None or paths or inputs or output:
             raise typer.BadParameter("--plan needs --shard, and no input or output: the plan has them")

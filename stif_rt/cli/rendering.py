@@ -35,13 +35,13 @@ class Run:
     resume: bool
     jobs: int
     reporter: Reporter
+    loaded: "tuple[Path | str, Runtime] | None" = None
 
     def all(self) -> int:
         """Renders everything; returns the exit status."""
         folder = self.tasks[0][1].parent
         if len(self.tasks) > 1 and folder.parent.is_dir():
             folder.mkdir(exist_ok=True)
-        runtime: Runtime | None = None
         failures = warnings = 0
         with stopped_by_signals(self._announce) as cancel:
             for source, target in self.tasks:
@@ -50,11 +50,9 @@ class Run:
                     continue
                 try:
                     with self._job(source, target) as job:
-                        if self.jobs > 1:
-                            rendered = self._in_processes(job, cancel)
-                        else:
-                            runtime = runtime or self.load()
-                            rendered = self._here(job, runtime, cancel)
+                        weights = self._weights_for(job)
+                        render = self._in_processes if self.jobs > 1 else self._here
+                        rendered = render(job, weights, cancel)
                     warnings += len(rendered.warnings)
                     self.reporter.finish(rendered)
                 except Cancelled:
@@ -77,18 +75,29 @@ class Run:
         """Says what would be done, and about how long it would take; returns the exit status."""
         from stif_rt.video.estimate import estimate
 
-        runtime = None
         for source, target in self.tasks:
             with self._job(source, target) as job:
-                runtime = runtime or self.load()
+                runtime = self._load(self._weights_for(job))
                 self.reporter.start(job, f"{runtime.device}, {dtype_name(runtime.dtype)}")
                 self.reporter.estimate(job, estimate(job, runtime))
         return 0
 
-    def load(self) -> "Runtime":
+    def _weights_for(self, job: "Job") -> Path | str:
+        """What the user asks for, else the bundled weights that fit the scale, which are then named."""
+        if self.weights is not None:
+            return self.weights
+        name = job.fitting_weights()
+        self.reporter.say(f"weights: {name}, which fit the scale {job.scale:.3g}", "weights", weights=name)
+        return name
+
+    def _load(self, weights: Path | str) -> "Runtime":
+        """The runtime with these weights, loaded again only where they differ from those of the render before."""
         from stif_rt.runtime import Runtime
 
-        return Runtime.load(self.weights, **self.machine)
+        if self.loaded is None or self.loaded[0] != weights:
+            self.loaded = None  # makes room
+            self.loaded = weights, Runtime.load(weights, **self.machine)
+        return self.loaded[1]
 
     @contextmanager
     def _job(self, source: Path, target: Path) -> "Iterator[Job]":
@@ -112,27 +121,33 @@ class Run:
     def resume_is_possible(folder: Path) -> bool:
         return any(path.stem.isdecimal() for path in folder.iterdir())
 
-    def _here(self, job: "Job", runtime: "Runtime", cancel: Cancellation) -> "Rendered":
+    def _here(self, job: "Job", weights: Path | str, cancel: Cancellation) -> "Rendered":
         from stif_rt.video.run import run_job
+
+        runtime = self._load(weights)
 
         self.reporter.start(job, f"{runtime.device}, {dtype_name(runtime.dtype)}")
         with self.reporter.progress() as watch:
-            rendered = run_job(job, runtime, self.weights, self.overwrite, self.resume, watch, cancel)
+            rendered = run_job(job, runtime, weights, self.overwrite, self.resume, watch, cancel)
             watch.stop(rendered.frames)
         return rendered
 
-    def _in_processes(self, job: "Job", cancel: Cancellation) -> "Rendered":
+    def _in_processes(self, job: "Job", weights: Path | str, cancel: Cancellation) -> "Rendered":
+        import torch
+
+        from stif_rt.runtime.device import default_memory
         from stif_rt.video.shards import run_jobs
 
         devices = every_gpu() if self.machine["device"] in ("auto", "cuda") else [self.machine["device"]]
         names = ("dtype", "kernels", "encoder")
         arguments = [text for name in names for text in (f"--{name}", str(self.machine[name]))]
-        arguments += ["--max-memory", str(self.machine["max_memory"] / 2**30)]
+        memory = self.machine["max_memory"]
+        if memory is None and devices == ["cpu"]:  # they share what is there
+            memory = default_memory(torch.device("cpu")) // self.jobs
+        arguments += [] if memory is None else ["--max-memory", str(memory / 2**30)]
         self.reporter.start(job, f"{self.jobs} processes on {', '.join(devices)}")
         with self.reporter.progress() as watch:
-            rendered = run_jobs(
-                job, self.weights, self.jobs, arguments, devices, self.overwrite, self.resume, watch, cancel
-            )
+            rendered = run_jobs(job, weights, self.jobs, arguments, devices, self.overwrite, self.resume, watch, cancel)
             watch.stop(rendered.frames)
         return rendered
 

@@ -1,7 +1,7 @@
 """Encoder engines: what runs the heavy network once per pair of frames.
 
-An engine is called with frames, float32 [B, 2, 3, h, w] in [0, 1] with h and w multiples of 4, and returns features
-[B, 3, 64, h, w] on the same device.
+An engine is called with frames, float32 [B, 2, 3, h, w] in [0, 1] whose sides are multiples of ``Config.multiple``,
+perhaps with a velocity, float32 [B, 2, h, w] in pixels of the frames, and returns ``Features`` on the same device.
 """
 
 import logging

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from stif_rt.bundle import GRAPH, Bundle, Size, Sizes
+from stif_rt.engines.exported import allocate_outputs, refuse_velocity
 from stif_rt.errors import CannotRunError
-from stif_rt.model.config import CHANNELS
+from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 
 PROVIDERS = {
@@ -52,7 +53,7 @@ def build(bundle: Bundle, device: torch.device, provider: str) -> "OnnxEngine":
     """The engine of a bundle; errors as of ``OnnxEngine``."""
     manifest = bundle.manifest
     assert manifest.sizes is not None
-    return OnnxEngine(bundle.folder / GRAPH, manifest.sizes, device, manifest.torch_dtype, provider)
+    return OnnxEngine(bundle.folder / GRAPH, manifest.config, manifest.sizes, device, manifest.torch_dtype, provider)
 
 
 def choose_provider(name: str, device: torch.device) -> str:
@@ -73,13 +74,19 @@ class OnnxEngine:
     name = "onnx"
 
     def __init__(
-        self, graph: Path, sizes: Sizes, device: torch.device, dtype: torch.dtype, provider: str = "auto"
+        self,
+        graph: Path,
+        config: Config,
+        sizes: Sizes,
+        device: torch.device,
+        dtype: torch.dtype,
+        provider: str = "auto",
     ) -> None:
         reason = unavailable_reason(device, dtype, provider)
         if reason is not None:
             raise CannotRunError(f"the encoder engine 'onnx' cannot run: {reason}")
         runtime = import_runtime()
-        self.sizes, self.device, self.dtype = sizes, device, dtype
+        self.config, self.sizes, self.device, self.dtype = config, sizes, device, dtype
         options = runtime.SessionOptions()
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = torch.get_num_threads()
@@ -95,17 +102,17 @@ class OnnxEngine:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
-        if velocity is not None:
-            raise ValueError("this encoder was exported without an input for a velocity")
+        refuse_velocity(velocity)
         B, _, _, h, w = frames.shape
-        self.sizes.check(Size(B, h, w))
+        self.sizes.check(Size(B, h, w), self.config.multiple)
         frames = frames.float().contiguous()
-        features = torch.empty(B, 3, CHANNELS, h, w, dtype=self.dtype, device=self.device)
+        outputs = allocate_outputs(self.config, frames.shape, self.dtype, self.device)
         binding = self.session.io_binding()
         place = (self.device.type, self.device.index or 0)
         binding.bind_input("frames", *place, ELEMENTS[torch.float32], tuple(frames.shape), frames.data_ptr())
-        binding.bind_output("features", *place, ELEMENTS[self.dtype], tuple(features.shape), features.data_ptr())
+        for name, x in outputs.items():
+            binding.bind_output(name, *place, ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
         if self.device.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it before it returns
             torch.cuda.current_stream(self.device).synchronize()
         self.session.run_with_iobinding(binding)
-        return Features(features)
+        return Features(*outputs.values())

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stif_rt.bundle import ENGINE, GRAPH, Bundle, Size, Sizes
+from stif_rt.engines.exported import allocate_outputs, refuse_velocity
 from stif_rt.errors import CannotRunError
-from stif_rt.model.config import CHANNELS
+from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -45,7 +46,8 @@ def build(bundle: Bundle, device: torch.device) -> "TensorRTEngine":
     check_available(device, manifest.torch_dtype, manifest.engine)
     here = engine_key(manifest.engine, manifest.files[GRAPH], manifest.sizes, manifest.dtype, device)
     check_key(manifest.engine_key, here, bundle.folder)
-    return TensorRTEngine(manifest.engine, bundle.folder / ENGINE, manifest.sizes, device, manifest.torch_dtype)
+    given = (bundle.folder / ENGINE, manifest.config, manifest.sizes, device, manifest.torch_dtype)
+    return TensorRTEngine(manifest.engine, *given)
 
 
 def check_available(device: torch.device, dtype: torch.dtype, flavour: str) -> None:
@@ -99,10 +101,18 @@ class TensorRTEngine:
     turns: they share what TensorRT computes in, and each gets a result of its own.
     """
 
-    def __init__(self, flavour: str, engine: Path, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        flavour: str,
+        engine: Path,
+        config: Config,
+        sizes: Sizes,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         check_available(device, dtype, flavour)
         self.name = flavour
-        self.sizes, self.device, self.dtype = sizes, device, dtype
+        self.config, self.sizes, self.device, self.dtype = config, sizes, device, dtype
         trt = import_tensorrt(flavour)
         self._logger = make_logger(trt)
         with torch.cuda.device(device):
@@ -119,12 +129,11 @@ class TensorRTEngine:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
-        if velocity is not None:
-            raise ValueError("this encoder was exported without an input for a velocity")
+        refuse_velocity(velocity)
         B, _, _, h, w = frames.shape
-        self.sizes.check(Size(B, h, w))
+        self.sizes.check(Size(B, h, w), self.config.multiple)
         frames = frames.float().contiguous()
-        features = torch.empty(B, 3, CHANNELS, h, w, dtype=self.dtype, device=self.device)
+        outputs = allocate_outputs(self.config, frames.shape, self.dtype, self.device)
         stream = torch.cuda.current_stream(self.device)
         with self._lock:
             if self._last is not None and self._last[0] != stream.cuda_stream:
@@ -133,10 +142,11 @@ class TensorRTEngine:
                 raise RuntimeError(f"{self.name} does not take frames of shape {list(frames.shape)}")
             self._shape = frames.shape
             self._context.set_tensor_address("frames", frames.data_ptr())
-            self._context.set_tensor_address("features", features.data_ptr())
+            for name, x in outputs.items():
+                self._context.set_tensor_address(name, x.data_ptr())
             if not self._context.execute_async_v3(stream.cuda_stream):
                 raise RuntimeError(f"{self.name} failed to run the encoder; its own messages say why")
             end = torch.cuda.Event()
             end.record(stream)
             self._last = stream.cuda_stream, end
-        return Features(features)
+        return Features(*outputs.values())

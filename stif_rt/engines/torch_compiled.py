@@ -57,9 +57,9 @@ class CompiledEngine(TorchEngine):
         self._calls_to_wait = 0
 
     @torch.inference_mode()
-    def extract(self, frames: Tensor) -> Extracted:
-        frames = frames.to(self.dtype, memory_format=torch.channels_last)
-        return self._run(self._extract, self.encoder.extract, frames)
+    def extract(self, frames: Tensor, matching: bool = True) -> Extracted:
+        frames = frames.to(memory_format=torch.channels_last)
+        return self._run(self._extract, self.encoder.extract, frames, matching)
 
     @torch.inference_mode()
     def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None) -> Features:

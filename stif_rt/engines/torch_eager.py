@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import AnyEncoder
 
@@ -33,14 +34,31 @@ class TorchEngine:
         self.dtype = dtype
 
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features:
-        return self.merge(self.extract(frames[:, 0]), self.extract(frames[:, 1]), velocity)
+        first, second = (self.extract(frames[:, k], matching=velocity is None) for k in (0, 1))
+        return self.merge(first, second, velocity)
 
     @torch.inference_mode()
-    def extract(self, frames: Tensor) -> Extracted:
-        """The part of the encoder that knows one frame at a time. frames: float32 [B, 3, h, w] in [0, 1]."""
-        return self.encoder.extract(frames.to(self.dtype, memory_format=torch.channels_last))
+    def extract(self, frames: Tensor, matching: bool = True) -> Extracted:
+        """The part of the encoder that knows one frame at a time.
+
+        frames: float32 [B, 3, h, w] in [0, 1]. matching: whether ``merge`` will have to find the velocity.
+        """
+        return self.encoder.extract(frames.to(memory_format=torch.channels_last), matching)
 
     @torch.inference_mode()
     def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None) -> Features:
         """The part that knows both frames of a pair. velocity: see ``Engine``."""
         return self.encoder.merge([first, second], velocity)
+
+    @torch.inference_mode()
+    def find_velocity(self, frames: Tensor) -> Tensor:
+        """The velocity of a network with ``motion`` alone, float32 [B, 2, h/s, w/s], of frames [B, 2, 3, h, w]."""
+        assert isinstance(self.encoder, CompactEncoder)
+        return self.encoder.find_velocity(frames)
+
+    @torch.inference_mode()
+    def along(self, frames: Tensor, velocity: Tensor) -> Features:
+        """The features of frames whose velocity is known on the grid of the maps, as ``find_velocity`` returns it."""
+        assert isinstance(self.encoder, CompactEncoder)
+        first, second = (self.extract(frames[:, k], matching=False)[0] for k in (0, 1))
+        return self.encoder.align(first, second, velocity)

@@ -55,14 +55,21 @@ class CompactEncoder(nn.Module):
         maps = self.feature_extraction(conv_leaky(self.conv_first, frames.to(self.conv_first.weight.dtype)))
         return maps, matches
 
+    def find_velocity(self, frames: Tensor) -> Tensor:
+        """The velocity alone of frames [B, 2, 3, h, w], as ``align`` takes it."""
+        (_, first), (_, second) = (self.velocity_head.extract(frames[:, k]) for k in (0, 1))
+        return self._on_the_maps_grid(self.velocity_head(first, second).velocity)
+
+    def _on_the_maps_grid(self, found: Tensor) -> Tensor:
+        return resize(found, HEAD_STRIDE // self.config.feature_stride)
+
     def merge(self, pair: list[Extracted], velocity: Tensor | None = None) -> Features:
         """The part that knows both frames."""
         (map0, matches0), (map1, matches1) = pair
-        stride = self.config.feature_stride
         if velocity is None:
-            v = resize(self.velocity_head(matches0, matches1).velocity, HEAD_STRIDE // stride)
+            v = self._on_the_maps_grid(self.velocity_head(matches0, matches1).velocity)
         else:
-            v = F.avg_pool2d(velocity.float(), stride)
+            v = F.avg_pool2d(velocity.float(), self.config.feature_stride)
         return self.align(map0, map1, v)
 
     def align(self, map0: Tensor, map1: Tensor, v: Tensor) -> Features:
@@ -81,5 +88,5 @@ class CompactEncoder(nn.Module):
                 map1 + self.other(torch.cat((map1, warp(map0, to_first)), 1)),
             ]
         stacked = torch.stack(maps, 1)
-        features = self.recon_trunk(stacked.flatten(0, 1)).unflatten(0, (len(map0), len(maps)))
+        features = self.recon_trunk(stacked.flatten(0, 1)).unflatten(0, (map0.shape[0], len(maps)))
         return Features(features, v)

@@ -5,6 +5,7 @@ Layer names are those of published checkpoints.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -38,7 +39,11 @@ class Features(NamedTuple):
     def cropped(self, size: tuple[int, int], stride: int) -> "Features":
         """Without what belongs to the padding of frames of that size (h, w)."""
         h, w = (-(-pixels // stride) for pixels in size)
-        return Features(self.maps[..., :h, :w], None if self.velocity is None else self.velocity[..., :h, :w])
+        return self.map(lambda x: x[..., :h, :w])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Features":
+        """The same with each tensor replaced by what the function makes of it."""
+        return Features(function(self.maps), None if self.velocity is None else function(self.velocity))
 
     def to(self, target: torch.device | torch.dtype | str) -> "Features":
         """Moved, or converted: the velocity stays float32."""
@@ -280,8 +285,12 @@ class Encoder(PyramidConvs):
         split = [level.unflatten(0, (B, N)).unbind(1) for level in levels]
         return self.merge([(split[0][n], split[1][n], split[2][n]) for n in range(N)], velocity)
 
-    def extract(self, frames: Tensor) -> Pyramid:
-        """The part that knows one frame at a time: pyramids of frames [B, 3, h, w]."""
+    def extract(self, frames: Tensor, matching: bool = True) -> Pyramid:
+        """The part that knows one frame at a time: pyramids of frames [B, 3, h, w] of any dtype.
+
+        matching: as of the compact encoder; without an effect here.
+        """
+        frames = frames.to(self.conv_first.weight.dtype)
         return self.pyramid(self.feature_extraction(conv_leaky(self.conv_first, frames)))
 
     def merge(self, pyramids: list[Pyramid], velocity: Tensor | None = None) -> Features:

@@ -101,7 +101,7 @@ class ImplicitFunctions(nn.Module):
         encoded = features.maps.flatten(1, 2)  # [B, 192, h, w]
         images = at_cells(frames, config.feature_stride).flatten(1, 2)  # [B, 6, h, w]
         time = times.view(B, 1, 1, 1).expand(B, 1, H, W)
-        told = [torch.full_like(time, geometry.pixel_size)] if config.scale else []
+        told = [torch.ones_like(time) * geometry.pixel_size] if config.scale else []
 
         def nearest(x: Tensor) -> Tensor:
             return x[:, :, vertical.cells][:, :, :, horizontal.cells]
@@ -183,12 +183,12 @@ def flow_of(velocity: Tensor, query: Tensor, times: Tensor, geometry: Geometry) 
     What is at x at time t is midway at X = x - (t - 1/2) v(X); one step of that fixed point, from X = x, is taken.
     velocity: [B, 2, h, w]. query: [B, H, W, 2], normalised, where the output's pixels lie in it. times: [B].
     """
-    h, w = velocity.shape[-2:]
+    (h, w), stride = velocity.shape[-2:], geometry.vertical.stride
     t = times.view(-1, 1, 1, 1)
-    cell = velocity.new_tensor((w, h)) * geometry.vertical.stride / 2  # pixels for each unit of the query
-    here = sample(velocity, query, "border").movedim(1, -1)
-    there = sample(velocity, query - (t - 0.5) * here / cell, "border")
-    V = there * there.new_tensor((geometry.horizontal.scale, geometry.vertical.scale)).view(2, 1, 1)
+    x, y = sample(velocity, query, "border").unbind(1)
+    here = torch.stack((x * (2 / (w * stride)), y * (2 / (h * stride))), -1)  # normalised, as the query
+    x, y = sample(velocity, query - (t - 0.5) * here, "border").unbind(1)
+    V = torch.stack((x * geometry.horizontal.scale, y * geometry.vertical.scale), 1)
     return torch.cat((-t * V, (1 - t) * V), 1)
 
 

@@ -101,7 +101,10 @@ class VelocityHead(nn.Module):
 
     def forward(self, first: Matches, second: Matches) -> Velocities:
         coarsest, pair = first[-1], first[-1]
-        v, context = torch.zeros_like(coarsest[:, :2]), coarsest.new_zeros(len(coarsest), CONTEXT, *coarsest.shape[-2:])
+        v, context = (
+            torch.zeros_like(coarsest[:, :2]),
+            coarsest.new_zeros(coarsest.shape[0], CONTEXT, *coarsest.shape[-2:]),
+        )
         levels = []
         for number in reversed(range(LEVELS)):
             if number < LEVELS - 1:
@@ -176,7 +179,7 @@ class Step(nn.Module):
         """v improved; the last step [B, 2, h, w], and the matrix (xx, xy, yy) [B, 3, h, w] that it came from."""
         gain, damping, tolerance = self.gain.float(), self.damping.float().exp(), self.tolerance.float().exp()
         pair = pair[:, :, : len(gain)] * gain
-        step, matrix = torch.zeros_like(v), v.new_zeros(len(v), 3, *v.shape[-2:])
+        step, matrix = torch.zeros_like(v), v.new_zeros(v.shape[0], 3, *v.shape[-2:])
         for _ in range(self.iterations):
             first, second = _warp_both(pair, v)
             r, (gx, gy) = first - second, _gradient((first + second) / 2)
@@ -223,8 +226,7 @@ def _around(x: Tensor) -> Tensor:
 
 def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Both frames' maps [2, B, C, h, w] as they are midway."""
-    first, second = warp(pair.flatten(0, 1), torch.cat((-v / 2, v / 2))).chunk(2)
-    return first, second
+    return warp(pair[0], -v / 2), warp(pair[1], v / 2)
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Which device and dtype a name means here, and how much memory."""
 
+import os
 import re
+from pathlib import Path
 
 import torch
 
@@ -56,6 +58,31 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return torch.float16
     both = native.has_bfloat16() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # kernels and encoder
     return torch.bfloat16 if both else torch.float32
+
+
+SHARE, MOST, UNKNOWN = 4, 4 << 30, 1 << 30
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes of ``max_memory`` where the user gives none: a quarter of what is free on the device, at most 4 GiB."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return UNKNOWN if free is None else max(min(free // SHARE, MOST), 1)
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that the host can still give, within the limit of its container; None where that is not known."""
+    amounts = []
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text())
+        amounts += [int(found[1]) * 1024] if found else []
+        group = root / "sys/fs/cgroup"
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        amounts += [max(int(limit) - int(used), 0)] if limit.isdecimal() else []
+    except OSError:
+        pass  # no Linux, or no container
+    if not amounts and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    return min(amounts, default=None)
 
 
 def parse_memory(memory: int | str) -> int:

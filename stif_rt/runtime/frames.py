@@ -182,3 +182,34 @@ def upload(x: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 def pinned(x: Tensor) -> Tensor:
     """A copy in memory that a GPU reads by itself."""
     return torch.empty_like(x, pin_memory=True).copy_(x)
+
+
+def check_velocity(velocity: Any, frames: Frame) -> Tensor:
+    """A velocity that the user has, float32 [B, 2, h, w] where it is.
+
+    Args:
+        velocity: See ``Runtime.encode``.
+        frames: The first of the two.
+
+    Raises:
+        TypeError, ValueError: It does not fit the frames; the message says what they need.
+    """
+    if isinstance(velocity, np.ndarray) and velocity.dtype.kind == "f":
+        velocity = _from_numpy(velocity if velocity.dtype.itemsize <= 8 else velocity.astype(np.float64))
+    B, _, h, w = frames.pixels.shape
+    shape = [B, 2, h, w] if frames.batched else [2, h, w]
+    needed = f"floating-point {shape}, x and y in pixels of the frames"
+    if not isinstance(velocity, Tensor) or not velocity.is_floating_point():
+        kind = str(velocity.dtype) if isinstance(velocity, (np.ndarray, Tensor)) else type(velocity).__name__
+        raise TypeError(f"velocity is {kind.removeprefix('torch.')}; it must be an array or tensor, {needed}")
+    if velocity.is_meta or velocity.is_quantized or velocity.layout != torch.strided:
+        raise TypeError(f"velocity is a tensor without plain values; it must be {needed}")
+    if list(velocity.shape) != shape:
+        remedy = ""
+        if velocity.ndim in (3, 4) and velocity.shape[-1] == 2:
+            remedy = ". Give numpy.moveaxis(velocity, -1, -3), or velocity.movedim(-1, -3) of a tensor"
+        raise ValueError(f"velocity has the shape {list(velocity.shape)}; it must be {needed}{remedy}")
+    velocity = velocity.detach().float()
+    if not bool(velocity.isfinite().all()):
+        raise ValueError("velocity holds values that are not finite")
+    return velocity if frames.batched else velocity[None]

@@ -11,6 +11,7 @@ from torch import Tensor
 from stif_rt.errors import explain_out_of_memory, show
 from stif_rt.geometry import Box
 from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.velocity import resize
 from stif_rt.ops.implicit.interface import Kernels, Projections
 from stif_rt.runtime.cuda_graphs import FrameGraphs
 from stif_rt.runtime.requests import Region, Request, Scale, Size, Times, check_request
@@ -131,6 +132,21 @@ class Pair:
             with self._explain_out_of_memory("computing the flow of", request, 16):
                 arguments = (self._projections, request.times, request.geometry, request.region)
                 return self._without_added_axes(flow_within(renderer.pixels, renderer.kernels, *arguments), request)
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """The motion from the first frame to the second that pictures follow, found or given.
+
+        float32 [2, h, w], x and y in pixels of the frames, of what lies at each pixel midway between the two; of a
+        batch [B, 2, h, w]. None for networks without ``motion``.
+        """
+        velocity = self._projections.velocity
+        if velocity is None:
+            return None
+        with ordinary_computation(self._renderer.device):
+            (h, w), stride = self.size, self._renderer.config.feature_stride
+            v = resize(velocity.movedim(-1, 1), stride)[..., :h, :w].clone(memory_format=torch.contiguous_format)
+            return v if self.batch is not None else v[0]
 
     def __repr__(self) -> str:
         h, w = self.size

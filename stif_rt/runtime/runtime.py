@@ -1,51 +1,54 @@
 """Load a model once, encode pairs of frames, render the pictures between them at any time and size."""
 
+import logging
 import threading
-from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.bundle import read_bundle
 from stif_rt.dtypes import dtype_name
 from stif_rt.engines import Engine, make_bundle_engine, make_engine
+from stif_rt.engines.exported import refuse_velocity
 from stif_rt.engines.torch_eager import Extracted, TorchEngine
 from stif_rt.errors import explain_out_of_memory
 from stif_rt.model.checkpoints import load_model
-from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import make_kernels
 from stif_rt.ops.implicit.interface import Kernels, Projections
 from stif_rt.runtime.cuda_graphs import FrameGraphs
-from stif_rt.runtime.device import choose_device, choose_dtype, parse_memory
-from stif_rt.runtime.frames import Frame, Picture, check_frame, check_values, is_same, upload
+from stif_rt.runtime.device import choose_device, choose_dtype, default_memory, parse_memory
+from stif_rt.runtime.encoding import bytes_per_pixel, encode_in_tiles, pad, untileable_reason
+from stif_rt.runtime.frames import Frame, Picture, check_frame, check_values, check_velocity, is_same, upload
 from stif_rt.runtime.pair import Output, Pair, Renderer
 from stif_rt.runtime.requests import Region, Scale, Size, Times
+from stif_rt.runtime.weights import find_weights, name_of
 
-BUNDLED = "stif-s.safetensors"
-ENCODER_MAPS = 24
-"""About how many 64-channel maps of the frames' size the encoder has in memory at a time, for messages only."""
+log = logging.getLogger(__name__)
 
 
 class _Encoded(NamedTuple):
     """A frame that the next pair of a video begins with.
 
     pixels: as it was given, [B, 3, h, w], to recognise it by. frame: float32 in [0, 1] on the device. extracted: what
-    the encoder makes of the frame alone, where the engine gives that.
+    the encoder makes of the frame alone, where the engine gives that. matching: whether the velocity can be found from
+    it.
     """
 
     pixels: Tensor
     frame: Tensor
-    extracted: Extracted | None
+    extracted: Extracted | None = None
+    matching: bool = False
 
 
 class _Last(threading.local):
     """What a thread has encoded last."""
 
     tried: bool = False  # whether it has encoded at all, in vain or not
+    warned: bool = False  # that it does not keep to the memory budget
     pair: Pair | None = None
     second: _Encoded | None = None
 
@@ -92,23 +95,25 @@ class Runtime:
         dtype: str | torch.dtype = "auto",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int | str = 1 << 30,
+        max_memory: int | str | None = None,
         use_graph: bool = False,
     ) -> "Runtime":
         """Load a model from a file or a bundle.
 
         Args:
-            weights: A published ``.pth`` or a ``.safetensors`` file; None for the bundled ones; or a bundle, the folder
-                that ``stif-rt export bundle`` writes, whose encoder has an engine and a dtype of its own.
+            weights: A published ``.pth`` or a ``.safetensors`` file; the name of bundled ones, such as ``stif-s``,
+                which is what None means; or a bundle, the folder that ``stif-rt export bundle`` writes, whose encoder
+                has an engine and a dtype of its own.
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, or PyTorch's own object.
             dtype: ``float32``, ``float16``, ``bfloat16``, PyTorch's own object, or ``auto``, what the device is
                 fastest with: float16 on GPUs, bfloat16 on CPUs that have units for it, else float32.
             kernels: The backend of the implicit functions, a name that ``stif-rt info`` lists, or ``auto``.
             encoder: The encoder's engine, likewise.
-            max_memory: Bytes, or words such as ``"1GB"``, for the spatial feature and flow of the output pixels that
-                are worked on at a time, nearly all that ``render`` needs besides its result. Larger pictures are
-                rendered in tiles, with the same result. Tiles of 256 pixels are never split, even if what their flow
-                reads exceeds it.
+            max_memory: Bytes, or words such as ``"1GB"``, of what the encoder and ``render`` work with; a quarter of
+                the memory that is free, at most 4 GiB, if None. Frames, the encoded pair and results come on top.
+                Larger frames are encoded in overlapping tiles and larger pictures rendered in tiles, with the same
+                result. The smallest tiles are never split, even if they exceed it; the velocity is found on whole
+                frames; and networks with the recurrent stage, and exported encoders, take whole frames.
             use_graph: Replay whole frames as CUDA graphs: less work for the host, at the price of memory, up to half of
                 ``max_memory``.
 
@@ -124,8 +129,8 @@ class Runtime:
             engine = make_bundle_engine(encoder, bundle, options.device)
             functions = make_kernels(kernels, bundle.functions(), options.device, options.dtype)
             return cls(bundle.manifest.config, engine, functions, *options, weights=str(weights))
-        path = bundled_weights() if weights is None else Path(weights)
-        return cls._from_model(load_model(path), kernels, encoder, options, path.stem if weights is None else str(path))
+        path = find_weights(weights)
+        return cls._from_model(load_model(path), kernels, encoder, options, name_of(path))
 
     @classmethod
     def from_model(
@@ -136,7 +141,7 @@ class Runtime:
         dtype: str | torch.dtype = "auto",
         kernels: str = "auto",
         encoder: str = "auto",
-        max_memory: int | str = 1 << 30,
+        max_memory: int | str | None = None,
         use_graph: bool = False,
     ) -> "Runtime":
         """Take over a network in memory: it is moved and converted. Arguments and errors are those of ``load``."""
@@ -159,7 +164,7 @@ class Runtime:
         """The name of what runs the encoder."""
         return self._engine.name
 
-    def encode(self, frame0: Picture, frame1: Picture) -> Pair:
+    def encode(self, frame0: Picture, frame1: Picture, *, velocity: Any = None) -> Pair:
         """Encode the pair of frames that pictures are to lie between.
 
         Frames are RGB or grey, of one size (h, w) from 1x1 up: uint8 arrays [h, w, 3] or [h, w]; uint8 tensors
@@ -170,12 +175,16 @@ class Runtime:
         Args:
             frame0: The frame at t = 0, or a batch of them.
             frame1: The frame at t = 1, likewise.
+            velocity: The motion from the first frame to the second, by any method, instead of what the network finds:
+                a floating-point array or tensor [2, h, w], x and y in pixels of the frames, of what lies at each pixel
+                midway between the two; of a batch [B, 2, h, w].
 
         Returns:
             The pair. It shares no memory with the frames.
 
         Raises:
-            TypeError, ValueError: The frames are something else; the message says which conversion to write.
+            TypeError, ValueError: The frames or the velocity are something else, or the network takes no velocity; the
+                message says what to write.
             OutOfMemoryError: The frames are too large for the memory.
         """
         last = self._last
@@ -185,14 +194,15 @@ class Runtime:
             sizes = " and ".join(_describe(frame) for frame in (first, second))
             raise ValueError(f"both frames must have one size (h, w), not {sizes}")
         B, _, h, w = first.pixels.shape
+        known = None if velocity is None else self._check_velocity(velocity, first)
         work = f"encoding two frames of {w}x{h}{f' in a batch of {B}' if B > 1 else ''}"
-        needed = B * h * w * CHANNELS * self.dtype.itemsize * ENCODER_MAPS
+        needed = B * h * w * bytes_per_pixel(self.config, self.dtype)
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, enabled=False),
             explain_out_of_memory(work, needed, "give smaller frames or fewer at once, or dtype='bfloat16'"),
         ):
-            projections = self._encode(first.pixels, second.pixels)
+            projections = self._encode(first.pixels, second.pixels, known)
         pair = Pair((h, w), B if first.batched else None, projections, self._renderer)
         last.pair = self._last_of_all = pair
         return pair
@@ -246,34 +256,60 @@ class Runtime:
             raise RuntimeError("there is nothing to render yet: call encode(frame0, frame1) first")
         return pair
 
-    def _encode(self, pixels0: Tensor, pixels1: Tensor) -> Projections:
-        """The projections of two frames, [B, 3, h, w] as they were given."""
+    def _check_velocity(self, velocity: Any, frames: Frame) -> Tensor:
+        """It as float32 [B, 2, h, w] on the device."""
+        if not self.config.motion:
+            raise ValueError(
+                f"the network of {self.weights} aligns the frames by itself and takes no velocity: it has no motion "
+                "in its configuration"
+            )
+        if not isinstance(self._engine, TorchEngine):
+            refuse_velocity(velocity)
+        return check_velocity(velocity, frames).to(self.device)
+
+    def _encode(self, pixels0: Tensor, pixels1: Tensor, velocity: Tensor | None) -> Projections:
+        """The projections of two frames, [B, 3, h, w] as they were given. velocity: float32 [B, 2, h, w]."""
         first, self._last.second = self._last.second, None
         if first is None or not is_same(first.pixels, pixels0):
             first = self._prepare(pixels0, "frame0")
         second = self._prepare(pixels1, "frame1")
-        h, w = pixels0.shape[-2:]
+        kernels, multiple = self._renderer.kernels, self.config.multiple
+        B, _, h, w = pixels0.shape
+        pixels = self.max_memory // (B * bytes_per_pixel(self.config, self.dtype))
+        if h * w > pixels and self._tileable():
+            self._last.second = second
+            frames = torch.stack([first.frame, second.frame], 1)
+            assert isinstance(self._engine, TorchEngine)
+            return encode_in_tiles(self._engine, kernels, self.config, frames, velocity, pixels)
         if isinstance(self._engine, TorchEngine):
-            first, second = (
-                frame if frame.extracted else frame._replace(extracted=self._engine.extract(self._pad(frame.frame)))
-                for frame in (first, second)
-            )
-            features = self._engine.merge(first.extracted, second.extracted)
+            first, second = (self._extract(frame, self._engine, velocity is None) for frame in (first, second))
+            given = None if velocity is None else pad(velocity, multiple)
+            features = self._engine.merge(first.extracted, second.extracted, given)
         else:
-            features = self._engine(torch.stack([self._pad(first.frame), self._pad(second.frame)], 1))
+            features = self._engine(torch.stack([pad(x.frame, multiple) for x in (first, second)], 1))
         self._last.second = second
         # cropped again, so that coordinates are those of the frames
         features = features.cropped((h, w), self.config.feature_stride)
-        return self._renderer.kernels.project(features, torch.stack([first.frame, second.frame], 1))
+        return kernels.project(features, torch.stack([first.frame, second.frame], 1))
 
-    def _pad(self, frame: Tensor) -> Tensor:
-        """The frame with its last row and column repeated, up to sides that the encoder takes."""
-        (h, w), multiple = frame.shape[-2:], self.config.multiple
-        return F.pad(frame, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+    def _tileable(self) -> bool:
+        """Whether frames that are too large for the memory can be encoded in tiles; says it once if not."""
+        reason = untileable_reason(self.config, self._engine)
+        if reason is not None and not self._last.warned:
+            self._last.warned = True
+            log.warning("these frames are encoded in one piece, whatever max_memory says: %s", reason)
+        return reason is None
+
+    def _extract(self, frame: _Encoded, engine: TorchEngine, matching: bool) -> _Encoded:
+        """With what the encoder makes of the frame alone, computed if it is not there."""
+        if frame.extracted is not None and (frame.matching or not matching):
+            return frame
+        extracted = engine.extract(pad(frame.frame, self.config.multiple), matching)
+        return frame._replace(extracted=extracted, matching=matching)
 
     def _prepare(self, pixels: Tensor, name: str) -> _Encoded:
         check_values(pixels, name)
-        return _Encoded(*upload(pixels, self.device), None)
+        return _Encoded(*upload(pixels, self.device))
 
 
 class _Options(NamedTuple):
@@ -286,18 +322,14 @@ class _Options(NamedTuple):
 
     @classmethod
     def check(
-        cls, device: str | torch.device, dtype: str | torch.dtype, max_memory: int | str, use_graph: bool
+        cls, device: str | torch.device, dtype: str | torch.dtype, max_memory: int | str | None, use_graph: bool
     ) -> "_Options":
-        memory = parse_memory(max_memory)
+        memory = None if max_memory is None else parse_memory(max_memory)
         chosen = choose_device(device)
+        memory = default_memory(chosen) if memory is None else memory
         if use_graph and chosen.type != "cuda":
             raise ValueError(f"use_graph needs a CUDA GPU, and the device is {chosen.type!r}")
         return cls(chosen, choose_dtype(dtype, chosen), memory, use_graph)
-
-
-def bundled_weights() -> Path:
-    """The weights that come with the package."""
-    return Path(str(files("stif_rt") / "weights" / BUNDLED))
 
 
 def _describe(frame: Frame) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stif_rt.dtypes import dtype_name
 from stif_rt.files import check_target as check_file
-from stif_rt.runtime import Runtime, bundled_weights
+from stif_rt.runtime import Runtime, find_weights, weights_for_scale
 from stif_rt.version import VERSION
 from stif_rt.video.cuts import CONTEXT, THRESHOLD, Cuts, detected_cuts, no_cuts, read_cuts
 from stif_rt.video.encoding import IMAGE_CODECS, Encoding, choose_encoding, choose_image_encoding
@@ -63,6 +63,15 @@ class Job:
     def suffix(self) -> str:
         """The ending of segments' names."""
         return self.output.suffix.lower() if self.as_video else ""
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the rendered picture per pixel of the input, the geometric mean of both axes."""
+        return math.sqrt(math.prod(self.layout.picture) / (self.reader.height * self.reader.width))
+
+    def fitting_weights(self) -> str:
+        """The name of the bundled weights that fit the scale."""
+        return weights_for_scale(self.scale)
 
     def pairs(self, first: int = 0, stop: int | None = None) -> Iterator[Pair]:
         """The input's pairs for the output frames from ``first`` to ``stop``, excluded; None for the end."""
@@ -196,7 +205,7 @@ def describe(job: Job, runtime: Runtime | None, weights: str | Path | None) -> d
 
 def _weights_identity(weights: str | Path | None) -> str:
     """A checksum of a weights file or of the files of a bundle."""
-    path = bundled_weights() if weights is None else Path(weights)
+    path = find_weights(weights)
     checksum = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         checksum.update(file.read_bytes())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stif_rt.files import write_whole
-from stif_rt.runtime import Runtime
+from stif_rt.runtime import Runtime, find_weights
 from stif_rt.video.estimate import check_space
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.options import Cancellation, Cancelled, Progress, ProgressCallback, RenderOptions
@@ -47,7 +47,7 @@ def write_plan(job: Job, weights: str | Path | None, shards: int, path: Path, ov
     if shards < 1:
         raise ValueError(f"--shards {shards}: there must be at least one")
     frames = count_frames(job)
-    weights = None if weights is None else str(Path(weights).resolve())
+    weights = None if weights is None else str(find_weights(weights).resolve())
     plan = {"format": FORMAT, "job": describe(job, None, weights), "weights": weights, "frames": frames}
     write_whole(path, json.dumps(plan | {"shards": shards}, indent=1) + "\n", overwrite)
     return frames
