@@ -79,6 +79,31 @@ def test_pictures_that_cannot_be_decoded_are_left_out():
         read(CASES / "damaged_av1.mkv", notices=Notices(strict=True))
 
 
+def test_the_last_picture_is_held_where_those_behind_it_are_lost():
+    _, frames, _ = read(CASES / "damaged_av1.mkv")
+    assert float(frames[-1].end) == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
+def test_a_damaged_end_costs_no_time(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10, options={"bf": "0", "g": "30"})
+        stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
+        images = [np.full((36, 64, 3), 20 * n, np.uint8) for n in range(12)]
+        packets = [p for image in images for p in stream.encode(av.VideoFrame.from_ndarray(image))] + stream.encode()
+        for number, packet in enumerate(packets):
+            if number >= 9:
+                damaged = av.Packet(b"\xff" * packet.size)
+                damaged.pts, damaged.dts, damaged.time_base = packet.pts, packet.dts, packet.time_base
+                damaged.duration, damaged.stream = packet.duration, stream
+                packet = damaged
+            file.mux(packet)
+    _, frames, notices = read(path)
+    assert (len(frames), frames[0].start, frames[-1].end) == (9, 0, Fraction(12, 10))
+    assert notices == ["0.90 s and 2 more: a picture cannot be decoded; it is left out"]
+
+
 def test_a_file_cut_off_gives_all_that_is_there():
     _, frames, notices = read(CASES / "truncated.mp4")
     assert len(frames) == 58

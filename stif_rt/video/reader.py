@@ -304,6 +304,7 @@ class _Decoder:
 
     end: when the last packet of any stream read so far ends, on the file's clock, seconds.
     video_end: the same of the chosen stream. first_dts: of its first packet.
+    lost_end: when the last picture that could not be decoded would have ended.
     """
 
     def __init__(self, path: Path, stream_index: int, notices: Notices) -> None:
@@ -314,7 +315,7 @@ class _Decoder:
         self.stream = stream
         self._codec = _alpha_decoder(stream) or stream.codec_context
         self.continuity = Continuity(self.container, notices)
-        self.end = self.video_end = Fraction(0)
+        self.end = self.video_end = self.lost_end = Fraction(0)
         self.first_dts: int | None = None
         self._origin: Fraction | None = None
 
@@ -346,6 +347,8 @@ class _Decoder:
         except av.FFmpegError:
             time = None if packet is None else packet.dts if packet.pts is None else packet.pts
             place = self.video_end if time is None or packet is None else time * packet.time_base
+            if packet is not None and time is not None and not packet.is_discard:
+                self.lost_end = max(self.lost_end, place + (packet.duration or 0) * packet.time_base)
             self.notices.add("a picture cannot be decoded; it is left out", self._place(place))
             return []
 
@@ -465,8 +468,14 @@ class VideoReader:
     def _shown(self, decoder: _Decoder, pictures: Iterator[_Picture]) -> Iterator[_Shown]:
         """The pictures on the timeline; at the end, and only there, it is known whether all were there."""
         timed = self._timed(deinterlaced(pictures, self._deinterlace))
+        last: _Shown | None = None
         for start, end, picture in timeline(timed, 1 / self.rate):
-            yield _Shown(start - self.origin, end - self.origin, picture)
+            if last is not None:
+                yield last
+            last = _Shown(start - self.origin, end - self.origin, picture)
+        if last is not None:  # it is held in place of those behind it that cannot be decoded
+            lost_end = decoder.lost_end - (self._dts_delay * self._time_base if self._use_dts else 0) - self.origin
+            yield last._replace(end=max(last.end, lost_end))
         self._check_end(decoder)
 
     def _timed(self, pictures: Iterable[_Picture]) -> Iterator[tuple[Fraction | None, Fraction, av.VideoFrame]]:
