@@ -156,7 +156,9 @@ def write_pipe(job: Job, runtime: Runtime, overwrite: bool, progress: ProgressCa
                 progress(Progress("rendering", number, job.expected, time.perf_counter() - started))
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # what is still buffered goes nowhere
-        raise RuntimeError(f"the program that reads standard output has ended after {number} frames") from error
+        raise RuntimeError(
+            f"the program that reads standard output has ended after {number} frame{'s' * (number != 1)}"
+        ) from error
     return number
 
 

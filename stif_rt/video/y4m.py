@@ -1,5 +1,7 @@
 """YUV4MPEG2 through pipes: pictures from standard input and to standard output, 8 to 16 bits."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -34,15 +36,33 @@ COLOUR_SPACES = {
 """By pixel format, its name in the header."""
 
 
+class _Input:
+    """A file or a pipe, and how many bytes were read from it."""
+
+    def __init__(self, source: str | int) -> None:
+        self._file = io.FileIO(source, "rb", closefd=isinstance(source, str))
+        self.count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.count += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class PipeReader:
     """Pictures of a YUV4MPEG2 stream, which can be read once."""
 
-    def __init__(self, notices: Notices, tonemap: Tonemap | None = None, source: str = "pipe:0") -> None:
+    def __init__(self, notices: Notices, tonemap: Tonemap | None = None, source: str | int = 0) -> None:
         self.path, self.notices = PIPE, notices
+        self._input = _Input(source)
+        self._end = 0  # of the last whole picture, in bytes
         try:
-            self._container = av.open(source, format="yuv4mpegpipe")
+            self._container = av.open(self._input, "r", format="yuv4mpegpipe")
             stream = self._container.streams.video[0]
-            self._decoded = self._container.decode(stream)
+            self._decoded = self._decode(stream)
             first = next(self._decoded, None)
         except av.FFmpegError as error:
             raise ValueError(f"standard input is not YUV4MPEG2 (Y4M) video: {error.strerror}") from error
@@ -79,12 +99,18 @@ class PipeReader:
             if after > context:
                 return
 
+    def _decode(self, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        for packet in self._container.demux(stream):
+            if packet.size and packet.pos is not None:
+                self._end = packet.pos + packet.size
+            yield from packet.decode()
+
     def _frames(self, first: av.VideoFrame) -> Iterator[av.VideoFrame]:
         yield first
-        try:
+        with contextlib.suppress(av.FFmpegError):  # FFmpeg says nothing, or this, of a picture that is not whole
             yield from self._decoded
-        except av.FFmpegError as error:
-            self.notices.add(f"standard input ends in the middle of a picture ({error.strerror})")
+        if self._input.count > self._end:
+            self.notices.add("standard input ends in the middle of a picture")
 
     def starts(self) -> list[Fraction]:
         """Not to be had."""
@@ -93,6 +119,7 @@ class PipeReader:
     def close(self) -> None:
         """Closes the pipe."""
         self._container.close()
+        self._input.close()
 
 
 class PipeWriter:
