@@ -14,11 +14,9 @@ from helpers.models import GOLDEN, TINY, fill, fill_model
 from helpers.native import ISAS
 from helpers.triton_interpreter import mend_interpreter
 
-from stif_rt.model.checkpoints import load_model
-from stif_rt.model.config import Config
+from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
-from stif_rt.runtime import bundled_weights
 
 SLOW_FIXTURES = {"compact_graph", "half_graphs", "paper_graph", "reports"}
 """They take seconds to make: the tests that share them are slow, whichever is the first."""
@@ -72,8 +70,8 @@ def tiny_model() -> STIF:
 
 @pytest.fixture(scope="session")
 def compact_model() -> STIF:
-    """The bundled weights."""
-    return load_model(bundled_weights()).eval()
+    """A compact network with deformable alignment."""
+    return fill_model(STIF(CONFIGS["stif-s-dcn"]))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Bundles: writing, running, refusing; the command line ``stif-rt export``."""
 
+import copy
 import functools
 import json
 import os
@@ -66,8 +67,9 @@ def test_manifest_says_what_is_in_it(bundle, compact_model):
 
 
 @pytest.mark.slow
-def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames):
-    expected = Runtime.load(device="cpu", dtype="float32", kernels="reference")
+def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames, compact_model):
+    model = copy.deepcopy(compact_model)
+    expected = Runtime.from_model(model, device="cpu", dtype="float32", kernels="reference")
     expected.encode(*frames)
 
     def refuse(*_):
@@ -80,8 +82,9 @@ def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames):
     torch.testing.assert_close(runtime.render(0.3, scale=3), expected.render(0.3, scale=3), atol=1e-4, rtol=0)
 
 
-def test_the_weights_in_a_bundle_also_run_by_pytorch(bundle, frames):
-    found, expected = Runtime.load(bundle, device="cpu", encoder="torch"), Runtime.load(device="cpu", dtype="float32")
+def test_the_weights_in_a_bundle_also_run_by_pytorch(bundle, frames, compact_model):
+    found = Runtime.load(bundle, device="cpu", encoder="torch")
+    expected = Runtime.from_model(copy.deepcopy(compact_model), device="cpu", dtype="float32")
     for runtime in (found, expected):
         runtime.encode(*frames)
     assert torch.equal(found.render(0.5, scale=2), expected.render(0.5, scale=2))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stif_rt import Runtime
+from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.runtime import bundled_weights
 from stif_rt.version import VERSION
@@ -32,16 +33,28 @@ def test_wheel_holds_everything(tmp_path, compiler):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stif_rt").rglob("*.py")}
     modules |= {f"stif_export/{path.name}" for path in (ROOT / "export").glob("*.py")}
-    files = ("weights/stif-s.safetensors", "weights/README.md", "py.typed", "ops/deform_conv.cu")
-    files += ("view/index.html", "view/view.css", "view/view.js")
+    files = (
+        "weights/stif-s.safetensors",
+        "weights/stif-i.safetensors",
+        "weights/stif-s.toml",
+        "weights/README.md",
+        "py.typed",
+        "ops/deform_conv.cu",
+        "view/index.html",
+        "view/view.css",
+        "view/view.js",
+    )
     assert modules | {f"stif_rt/{name}" for name in files} <= names
     assert ("stif_rt/ops/libstif_rt_cpu.so" in names) == (compiler and shutil.which("g++") is not None)
 
 
 def test_bundled_weights_are_the_compact_configuration():
     runtime = Runtime.load()
-    assert runtime.config == CONFIGS["stif-s-dcn"]
-    assert bundled_weights().stat().st_size < 8 << 20
+    assert runtime.config == CONFIGS["stif-s"]
+    for name in ("stif-s", "stif-i"):
+        path = bundled_weights().with_name(f"{name}.safetensors")
+        assert load_model(path).config == CONFIGS[name]
+        assert path.stat().st_size <= 3_500_000
 
 
 def test_bundled_weights_render_a_moving_edge():
