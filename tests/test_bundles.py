@@ -90,13 +90,21 @@ def test_the_weights_in_a_bundle_also_run_by_pytorch(bundle, frames, compact_mod
     assert torch.equal(found.render(0.5, scale=2), expected.render(0.5, scale=2))
 
 
-def test_round_trip_on_the_command_line(monkeypatch, capsys, tmp_path, traced):
+@pytest.fixture
+def weights(compact_model, tmp_path_factory):
+    """Those of the traced encoder, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_model(compact_model, path)
+    return path
+
+
+def test_round_trip_on_the_command_line(monkeypatch, capsys, tmp_path, traced, weights):
     source = write_images(tmp_path / "in", [picture(n) for n in range(3)])
     results = []
-    status, _, err = call(monkeypatch, capsys, "export", "bundle", "--output", tmp_path / "b")
+    status, _, err = call(monkeypatch, capsys, "export", "bundle", "--weights", weights, "--output", tmp_path / "b")
     assert status == 0, err
-    for name, arguments in (("plain", []), ("bundle", ["--weights", tmp_path / "b"])):
-        given = ["render", source, tmp_path / name, "--scale", 2, "--time-scale", 2, "--device", "cpu", *arguments]
+    for name, arguments in (("plain", ["--weights", weights]), ("bundle", ["--weights", tmp_path / "b"])):
+        given = ["render", source, tmp_path / name, "--scale", 2, "--time-scale", 2, "--dtype", "float32", *arguments]
         status, _, err = call(monkeypatch, capsys, *given)
         assert status == 0, err
         results.append([image.image for image in read(tmp_path / name)[1]])
@@ -295,11 +303,12 @@ def test_tensorrt_needs_a_gpu_to_build(tmp_path, compact_model, traced):
 
 
 @pytest.mark.slow
-def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph):
+def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph, weights):
     """Built without a GPU, refused with a reason where none can run it, and built again."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, of the extra rtx")
     monkeypatch.setattr(graphs, "encoder_graph", lambda *_: compact_graph)
-    target, given = tmp_path / "b", ["--encoder", "tensorrt-rtx", "--min-size", "64x64", "--max-size", "128x96"]
+    target, given = tmp_path / "b", ["--weights", weights, "--encoder", "tensorrt-rtx"]
+    given += ["--min-size", "64x64", "--max-size", "128x96"]
     status, _, err = call(
         *(monkeypatch, capsys, "export", "bundle", "--output", target, *given, "--cache", tmp_path / "cache")
     )

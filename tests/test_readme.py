@@ -1,4 +1,4 @@
-"""The README's snippet runs as it is pasted."""
+"""The README's snippets run as they are pasted, one after the other."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from stif_rt.video.reader import read_image
 ROOT = Path(__file__).parent.parent
 
 
-def test_snippet_runs_as_pasted(tmp_path):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(snippet.splitlines()) <= 10
+def test_snippets_run_as_pasted(tmp_path):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert all(len(snippet.splitlines()) <= 10 for snippet in snippets)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", "-c", snippet]
+    command = [sys.executable, "-W", "error", "-c", "\n".join(snippets)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (written,) = (path for path in tmp_path.iterdir() if path.suffix == ".png")
