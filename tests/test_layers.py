@@ -21,7 +21,7 @@ LAYERS = (
     "stif_rt.interpolation stif_rt.flow stif_rt.frame_requests stif_rt.vapoursynth stif_rt.data",
     "stif_rt.evaluation stif_rt.training",
     "stif_export",
-    "stif_rt.speed",
+    "stif_rt.speed stif_rt.view",
     "stif_rt.cli",
     "stif_export.__main__",
 )
