@@ -20,7 +20,7 @@ import torch
 from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.errors import BadFileError
 from stif_rt.files import whole_folder, write_whole
-from stif_rt.model.checkpoints import LARGEST_VALUE, check_parameters, load_model
+from stif_rt.model.checkpoints import LARGEST_VALUE, check_parameters, load_model, without_values
 from stif_rt.model.config import WIDTHS, Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.model.stif import IMPLICIT_NETWORKS, AnyEncoder
@@ -158,7 +158,7 @@ class Bundle:
 
     def functions(self) -> ImplicitFunctions:
         """The implicit functions, float32 on the CPU. Nothing of the encoder is read or built."""
-        with torch.device("meta"):
+        with without_values():
             functions = ImplicitFunctions(self.manifest.config)
         path = self.folder / WEIGHTS
         state, _ = read_safetensors(path, lambda name: name.split(".")[0] in IMPLICIT_NETWORKS)

@@ -95,3 +95,29 @@ def test_no_test_module_imports_another(path):
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module or "")
     assert not [name for name in imported if name.split(".")[-1].startswith(("test_", "conftest"))]
+
+
+def imported(code: str, *names: str) -> set[str]:
+    """Which of the modules a new process has imported after some code."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('|', *sys.modules)"
+    command = [sys.executable, "-c", script]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(names) & set(made.stdout.rpartition("|")[2].split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"], ["render"], ["render", "--help"]])
+def test_help_and_usage_errors_need_no_pytorch(arguments):
+    code = f"import stif_rt.cli as c; sys.argv = ['stif-rt', *{arguments}]; sys.exit(c.app())"
+    assert imported(code, "typer", "torch") == {"typer"}
+
+
+@pytest.mark.slow
+def test_networks_are_loaded_without_pytorchs_compiler():
+    """Which takes longer to import than everything else, and rendering does not use."""
+    build = (
+        "from stif_rt.model.checkpoints import without_values; from stif_rt.model.config import CONFIGS; "
+        "from stif_rt.model.stif import STIF; from stif_rt import Runtime; Runtime.load(); w = without_values(); "
+        "w.__enter__(); [STIF(config) for config in CONFIGS.values()]"
+    )
+    assert imported(build, "torch", "torch._dynamo", "sympy") == {"torch"}

@@ -5,13 +5,16 @@ Loading never runs code from a file; ``weight_files`` reads them.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stif_rt.dtypes import dtype_name
 from stif_rt.errors import BadFileError
@@ -44,6 +47,25 @@ LARGEST_VALUE = torch.finfo(torch.float16).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal values for parameters: without values, PyTorch imports its compiler to do so, for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Networks built inside have no values yet, on the meta device, for ``load_state_dict(assign=True)``."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
 def load_model(path: Path) -> STIF:
     """The network of a ``.pth``, ``.pt`` or ``.safetensors`` file, on the CPU in float32.
 
@@ -58,7 +80,7 @@ def load_model(path: Path) -> STIF:
         config = config or infer_config(state)
     except ValueError as error:
         raise BadFileError(f"{path}: {error}") from error
-    with torch.device("meta"):
+    with without_values():
         model = STIF(config)
     check_parameters(path, model.state_dict(), state, largest=LARGEST_VALUE)
     model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
