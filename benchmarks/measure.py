@@ -1,6 +1,7 @@
 """What the figures share: the lines to measure, samples in a file that can be resumed, memory, the machine."""
 
 import csv
+import ctypes
 import json
 import os
 import platform
@@ -159,11 +160,9 @@ def survivable(memory_limit: bool) -> Iterator[dict[str, str]]:
         yield failure
     except (Unsupported, NotImplementedError) as error:
         failure["error"] = f"not supported: {error}"
-    except (MemoryError, torch.OutOfMemoryError):
-        failure["error"] = "out of memory"
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if "allocate memory" in text or "not enough memory" in text:
+        if is_out_of_memory(error):
             failure["error"] = "out of memory"
         elif "not implemented for" in text:  # PyTorch's words for an operation without that dtype
             failure["error"] = f"not supported: {text.splitlines()[0]}"
@@ -173,6 +172,12 @@ def survivable(memory_limit: bool) -> Iterator[dict[str, str]]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has several kinds of errors for that, on a CPU one that only its words tell."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in ("allocate memory", "not enough memory"))
 
 
 def status(name: str) -> int:
@@ -205,6 +210,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what glibc has kept of freed memory would hide as much
             Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak of resident memory
             self.before = status("VmRSS")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.interface import SCALE, Method, Setup, Size, check_size, pad_to
+from benchmarks.others import DIS, RIFE
 from benchmarks.peers import PEERS
 from benchmarks.peers.interpolator import Call, Memory, call
 from stif_rt.data.resize import imresize
@@ -130,11 +131,13 @@ class LIIF:
             yield self.network(frames[n], size)
 
 
-INTERPOLATORS: dict[str, type[Interpolation] | type[Blend]] = {
+INTERPOLATORS: dict[str, type[Interpolation] | type[Blend] | type[DIS] | type[RIFE]] = {
     "super_slomo": Interpolation,
     "qvi": Interpolation,
     "dain": Interpolation,
     "blend": Blend,
+    "dis": DIS,
+    "rife": RIFE,
 }
 ENLARGERS: dict[str, type[Enlarger]] = {
     "bicubic": Bicubic,
@@ -159,9 +162,14 @@ class TwoStage(Method):
         return self.interpolation.pair(frames.to(self.dtype))
 
     def at(self, pair: Any, times: Sequence[float], size: Size) -> Iterator[Tensor]:
+        """A size that stays is not enlarged."""
         sequence = sorted({0.0, *times, 1.0})
         small = [self.interpolation.at(pair, t).clamp(0, 1) for t in sequence]
-        yield from self.enlarger(small, [sequence.index(t) for t in times], size)
+        wanted = [sequence.index(t) for t in times]
+        if size == tuple(small[0].shape[-2:]):
+            yield from (small[n] for n in wanted)
+        else:
+            yield from self.enlarger(small, wanted, size)
 
 
 @dataclass(frozen=True)

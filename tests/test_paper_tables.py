@@ -233,7 +233,7 @@ def test_zooming_slowmo_twice_for_sixteen_times_the_size(setup):
 def test_unknown_methods_say_what_there_is(setup):
     with pytest.raises(ValueError, match=r"unknown method 'tnmet'; there are: stif-rt, .*INTERPOLATOR\+ENLARGER"):
         find_method("tnmet")
-    with pytest.raises(ValueError, match="one of super_slomo, qvi, dain, blend, then"):
+    with pytest.raises(ValueError, match="one of super_slomo, qvi, dain, blend, dis, rife, then"):
         find_method("dain+espcn")
     with pytest.raises(ValueError, match=r"DAIN needs weights: give --weights dain=FILE, published as best\.pth"):
         find_method("dain+bicubic").build(Setup(CPU, random=False))
