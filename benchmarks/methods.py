@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.interface import SCALE, Method, Setup, Size, Unsupported, check_size, pad_to
 from benchmarks.two_stage import Stages, two_stage
 from stif_rt.dtypes import dtype_name
+from stif_rt.model.encoder import Features
 from stif_rt.runtime import Runtime
 
 SIDES = 4
@@ -47,15 +48,16 @@ class PlainSTIF(Method):
 
     def __init__(self, setup: Setup) -> None:
         network = setup.ready("stif")
-        self.dtype = setup.dtype
+        self.dtype, self.config = setup.dtype, network.config
         self.features = setup.compiled(network.encode)
         self.decode = setup.compiled(network.decode)
 
-    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, frames: Tensor) -> tuple[Features, Tensor]:
         frames = frames.to(self.dtype)
-        return self.features(frames), frames
+        features = self.features(pad_to(frames, self.config.multiple))
+        return features.cropped(frames.shape[-2:], self.config.feature_stride), frames
 
-    def at(self, pair: tuple[Tensor, Tensor], times: Sequence[float], size: Size) -> Iterator[Tensor]:
+    def at(self, pair: tuple[Features, Tensor], times: Sequence[float], size: Size) -> Iterator[Tensor]:
         features, frames = pair
         for t in times:
             time = torch.full((1,), t, dtype=frames.dtype, device=frames.device)

@@ -140,3 +140,14 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch):
         monkeypatch.setattr(others.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(Unsupported, match=words):
             compare.stages(name)(peers)
+
+
+@pytest.mark.slow
+def test_plain_form_of_the_network_makes_the_pictures_of_the_runtime():
+    """Also from frames whose sides the network must pad."""
+    truth = shifted(2, (20, 36))
+    plain, runtime = (compare.METHODS[name].build(Peers()) for name in ("stif", "stif-rt"))
+    for a, b in zip(plain(truth, 2, (40, 72)), runtime(truth, 2, (40, 72)), strict=True):
+        difference = np.abs(np.asarray(a).astype(int) - b)
+        assert difference.mean() < 1  # the runtime may choose bfloat16
+        assert difference.max() < 24
