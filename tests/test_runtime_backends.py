@@ -74,7 +74,7 @@ def test_region_of_a_variant_is_that_part_of_the_whole(load, frames, fields):
     compare(pair.render(0.3, scale=2, region=(7, 11, 20, 30)), whole[:, 7:27, 11:41], runtime)
 
 
-HALVES = pytest.param(1000, marks=[pytest.mark.emulated, pytest.mark.sanitized])
+HALVES = pytest.param(1000, marks=pytest.mark.emulated)
 
 
 @pytest.mark.parametrize("pixels", [2000, HALVES, 300, 1])
