@@ -106,6 +106,18 @@ def kill(*numbers):
     return action
 
 
+def once_finished(target, action, segment=0):
+    """The action, when a segment of a render is finished, however long that takes on a busy machine."""
+
+    def waiting():
+        space, end = workspace_path(target), time.monotonic() + 60
+        while not any(path.stem == f"{segment:06d}" for path in space.iterdir()) and time.monotonic() < end:
+            time.sleep(0.01)
+        action()
+
+    return waiting
+
+
 CASES = [("in.mp4", "out.mp4"), ("images", "out")]
 
 
@@ -124,7 +136,7 @@ def test_signals_keep_finished_segments(
     monkeypatch, capsys, tmp_path, folder, uninterrupted, source, target, signals, status
 ):
     target = tmp_path / target
-    monkeypatch.setattr(run, "NetworkRenderer", after(9, kill(*signals)))
+    monkeypatch.setattr(run, "NetworkRenderer", after(9, once_finished(target, kill(*signals))))
     ended, _, err = call(monkeypatch, capsys, *arguments(folder, source, target))
     assert ended == status
     assert "--resume goes on" in err
@@ -162,7 +174,7 @@ def test_failures_midway_keep_finished_segments(
     monkeypatch, capsys, tmp_path, folder, uninterrupted, source, target, error
 ):
     target = tmp_path / target
-    monkeypatch.setattr(run, "NetworkRenderer", after(13, fail(error)))
+    monkeypatch.setattr(run, "NetworkRenderer", after(13, once_finished(target, fail(error))))
     ended, _, err = call(monkeypatch, capsys, *arguments(folder, source, target))
     assert ended == 1
     assert str(error) in err
@@ -199,7 +211,7 @@ def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, 
 @pytest.mark.slow
 def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder, uninterrupted):
     target = tmp_path / "out.mp4"
-    monkeypatch.setattr(run, "NetworkRenderer", after(17, kill(signal.SIGTERM)))
+    monkeypatch.setattr(run, "NetworkRenderer", after(17, once_finished(target, kill(signal.SIGTERM), segment=1)))
     call(monkeypatch, capsys, *arguments(folder, "in.mp4", target))
     (workspace_path(target) / "000001.mp4").unlink()
     monkeypatch.undo()
@@ -217,8 +229,9 @@ def test_warnings_of_the_first_run_are_not_forgotten(monkeypatch, capsys, tmp_pa
 
     monkeypatch.setattr(Job, "pairs", pairs)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "NetworkRenderer", after(12, kill(signal.SIGTERM)))
-        ended, _, err = call(patch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4"))
+        target = tmp_path / "out.mp4"
+        patch.setattr(run, "NetworkRenderer", after(12, once_finished(target, kill(signal.SIGTERM))))
+        ended, _, err = call(patch, capsys, *arguments(folder, "in.mp4", target))
     assert (ended, err.count("warning: from frame 0: damaged")) == (143, 1)
     ended, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4", "--resume"))
     assert (ended, err.count(" and 1 more: damaged")) == (3, 1), err
@@ -229,7 +242,7 @@ def stopped(monkeypatch, capsys, tmp_path, folder):
     """A target of which a first segment is finished."""
     target = tmp_path / "out.mp4"
     with monkeypatch.context() as patch:
-        patch.setattr(run, "NetworkRenderer", after(7, kill(signal.SIGTERM)))
+        patch.setattr(run, "NetworkRenderer", after(7, once_finished(target, kill(signal.SIGTERM))))
         call(patch, capsys, *arguments(folder, "in.mp4", target))
     return target
 
