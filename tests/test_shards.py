@@ -3,10 +3,9 @@
 import json
 from fractions import Fraction
 
-import numpy as np
 import pytest
 from helpers.command_line import call, read
-from helpers.videos import picture, write_images, write_video
+from helpers.videos import picture, same_pictures, write_images, write_video
 
 from stif_rt.model.checkpoints import save_model
 from stif_rt.video.job import make_job
@@ -57,7 +56,7 @@ def test_shards_in_any_order_equal_one_run(folder, run, kind, target, order):
     assert f"wrote 18 frames to {folder / target}" in said
     ours, whole = images(folder / target), images(folder / f"whole{target}")
     assert len(ours) == len(whole) == 18
-    assert all(np.array_equal(a, b) for a, b in zip(ours, whole, strict=True))
+    assert same_pictures(ours, whole)
     assert not workspace_path(folder / target).exists()
 
 
@@ -75,9 +74,7 @@ def test_local_processes_equal_one_run(folder, run):
     common = ["--weights", "w.safetensors", *OPTIONS, "--device", "cpu"]
     run("render", "in.mp4", "whole.mp4", *common)
     assert "wrote 18 frames" in run("render", "in.mp4", "out.mp4", *common, "--jobs", 2)
-    assert all(
-        np.array_equal(a, b) for a, b in zip(images(folder / "out.mp4"), images(folder / "whole.mp4"), strict=True)
-    )
+    assert same_pictures(images(folder / "out.mp4"), images(folder / "whole.mp4"))
     assert sorted(path.name for path in folder.iterdir()) == ["in.mp4", "out.mp4", "w.safetensors", "whole.mp4"]
 
 

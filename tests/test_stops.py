@@ -10,10 +10,9 @@ import time
 from fractions import Fraction
 
 import av
-import numpy as np
 import pytest
 from helpers.command_line import call
-from helpers.videos import picture, write_images, write_video
+from helpers.videos import picture, same_pictures, write_images, write_video
 
 from stif_rt.model.checkpoints import save_model
 from stif_rt.video import run, workspace
@@ -73,10 +72,6 @@ def decoded(path):
         return [av.open(str(file)).decode(video=0).__next__().to_ndarray(format="rgb24") for file in files]
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def same(frames, others):
-    return len(frames) == len(others) and all(np.array_equal(a, b) for a, b in zip(frames, others, strict=True))
 
 
 def after(count, action):
@@ -150,7 +145,7 @@ def test_signals_keep_finished_segments(
     ended, _, err = call(monkeypatch, capsys, *arguments(folder, source, target, "--resume"))
     assert ended == 0, err
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
-    assert same(decoded(target), uninterrupted[source])
+    assert same_pictures(decoded(target), uninterrupted[source])
 
 
 def test_signal_before_a_segment_is_finished_leaves_nothing(monkeypatch, capsys, tmp_path, folder):
@@ -182,7 +177,7 @@ def test_failures_midway_keep_finished_segments(
     assert not target.exists()
     monkeypatch.undo()
     assert call(monkeypatch, capsys, *arguments(folder, source, target, "--resume"))[0] == 0
-    assert same(decoded(target), uninterrupted[source])
+    assert same_pictures(decoded(target), uninterrupted[source])
 
 
 @pytest.mark.slow
@@ -205,7 +200,7 @@ def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, 
         assert (space / "000000.mp4").exists()
         assert call(monkeypatch, capsys, *arguments(folder, "in.mp4", target, "--resume"))[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert same(decoded(target), uninterrupted["in.mp4"])
+    assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
 @pytest.mark.slow
@@ -216,7 +211,7 @@ def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder,
     (workspace_path(target) / "000001.mp4").unlink()
     monkeypatch.undo()
     assert call(monkeypatch, capsys, *arguments(folder, "in.mp4", target, "--resume"))[0] == 0
-    assert same(decoded(target), uninterrupted["in.mp4"])
+    assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
 def test_warnings_of_the_first_run_are_not_forgotten(monkeypatch, capsys, tmp_path, folder):
@@ -265,7 +260,7 @@ def test_work_of_another_run_is_not_mixed_in(monkeypatch, capsys, folder, stoppe
 def test_overwrite_starts_anew(monkeypatch, capsys, folder, stopped, uninterrupted):
     status, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", stopped, "--overwrite"))
     assert status == 0, err
-    assert same(decoded(stopped), uninterrupted["in.mp4"])
+    assert same_pictures(decoded(stopped), uninterrupted["in.mp4"])
 
 
 def test_result_of_another_process_is_not_replaced(monkeypatch, capsys, tmp_path, folder):
@@ -299,7 +294,7 @@ def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterru
     first.join()
     assert status == 1
     assert "another process is working on" in err
-    assert same(decoded(target), uninterrupted["in.mp4"])
+    assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
 @pytest.mark.slow
@@ -311,7 +306,7 @@ def test_standard_error_that_is_gone_ends_nothing(tmp_path, folder, uninterrupte
     command = f"exec {' '.join(words)} {closing}"
     assert subprocess.run(command, shell=True).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert same(decoded(target), uninterrupted["in.mp4"])
+    assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
 def test_segments_reach_the_disk_before_they_count(monkeypatch, tmp_path):
