@@ -1,5 +1,6 @@
 """Small videos made on the spot."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def write_images(folder: Path, frames: list[np.ndarray]) -> Path:
     return folder
 
 
-def same_pictures(frames, others):
+def same_pictures(frames: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     """Whether two runs made the same pictures: to three steps of 255, because convolutions and x264 round by how memory
     happens to lie, which differs between processes; neighbouring frames of the test clips differ by far more."""
     pairs = zip(frames, others, strict=True)
