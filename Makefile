@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # what an installation depends on, besides Python sources: those are used in place
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: demo test test-fast lint
+.PHONY: demo docs test test-fast lint
 
 demo: $(BIN)/.installed
 	mkdir -p out
@@ -22,6 +22,10 @@ test-fast: $(BIN)/.installed-test
 # formatting, lint and types, by the hooks of .pre-commit-config.yaml; mypy is that of the virtual environment
 lint: $(BIN)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+# the site, as web pages in out/docs
+docs: $(BIN)/.installed-dev
+	$(BIN)/python -m sphinx -q -W --keep-going docs out/docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

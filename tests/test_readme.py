@@ -1,4 +1,4 @@
-"""The README's snippets run as they are pasted, one after the other."""
+"""The snippets of the README and of the docs run as they are pasted, one after the other."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from stif_rt.video.reader import read_image
@@ -13,9 +14,11 @@ from stif_rt.video.reader import read_image
 ROOT = Path(__file__).parent.parent
 
 
-def test_snippets_run_as_pasted(tmp_path):
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert all(len(snippet.splitlines()) <= 10 for snippet in snippets)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_snippets_run_as_pasted(tmp_path, page):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    assert page != "README.md" or all(len(snippet.splitlines()) <= 10 for snippet in snippets)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", "-c", "\n".join(snippets)]

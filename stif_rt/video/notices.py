@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 class Notice:
     """One kind of trouble and the places where it was met.
 
-    text: what it is and what was done about it, such as "a picture cannot be decoded; it is left out".
-    places: where, such as "1.32 s" or the name of a file; empty where it concerns the whole input.
+    Attributes:
+        text: What it is and what was done about it, such as "a picture cannot be decoded; it is left out".
+        places: Where, such as "1.32 s" or the name of a file; empty where it concerns the whole input.
     """
 
     text: str

@@ -89,8 +89,12 @@ class RenderOptions:
 class Progress(NamedTuple):
     """How far a render is.
 
-    stage: "rendering" or "joining". frames: that are done. total: of all, None while it is not known. seconds: since
-    the stage began. resumed: frames of ``frames`` that an earlier run had finished.
+    Attributes:
+        stage: "rendering" or "joining".
+        frames: How many are done.
+        total: How many there are, None while that is not known.
+        seconds: Time since the stage began.
+        resumed: How many of ``frames`` an earlier run had finished.
     """
 
     stage: Literal["rendering", "joining"]

@@ -37,8 +37,13 @@ OpenStreams = Callable[[av.container.OutputContainer], AbstractContextManager[Ca
 class Rendered(NamedTuple):
     """What ``render_video`` has written.
 
-    output: the file or folder. frames: in it. size: (height, width). rate: frames per second. seconds: that it took.
-    warnings: what was wrong with the input or could not be kept; each has a ``text`` and ``places``.
+    Attributes:
+        output: The file or folder.
+        frames: How many are in it.
+        size: (height, width).
+        rate: Frames per second.
+        seconds: How long it took.
+        warnings: What was wrong with the input or could not be kept.
     """
 
     output: Path
