@@ -10,6 +10,7 @@ import torch
 
 from stif_rt.bundle import Size, Sizes, file_checksum
 from stif_rt.engines.tensorrt_engine import engine_key, import_tensorrt
+from stif_rt.errors import CannotRunError
 from stif_rt.files import cache_folder, read_cache, write_cache
 
 WORKSPACE = 4 << 30
@@ -26,7 +27,7 @@ def cached_engine(
     if flavour == "tensorrt":
         import_tensorrt(flavour)
         if not torch.cuda.is_available():
-            raise RuntimeError("TensorRT builds an engine on the GPU that is to run it, and PyTorch sees none here")
+            raise CannotRunError("TensorRT builds an engine on the GPU that is to run it, and PyTorch sees none here")
         device = torch.device("cuda", torch.cuda.current_device())
     key = engine_key(flavour, file_checksum(graph), sizes, dtype, device)
     user_cache = cache_folder()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stif_rt.bundle import Bundle, Size
 from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
+from stif_rt.errors import CannotRunError
 from stif_rt.model.encoder import Features
 from stif_rt.timing import laps
 
@@ -67,7 +68,7 @@ def verify(bundle: Bundle, names: list[str] | None = None, tolerance: float | No
         device = torch.device("cpu" if on_cpu else "cuda")
         try:
             if device.type == "cuda" and not torch.cuda.is_available():
-                raise RuntimeError("PyTorch sees no NVIDIA GPU here")
+                raise CannotRunError("PyTorch sees no NVIDIA GPU here")
             engine = make_bundle_engine(name, bundle, device)
         except RuntimeError as error:
             results.append(Result(name, reason=str(error)))

@@ -184,18 +184,22 @@ def test_what_is_wrong_with_a_configuration_is_said(tmp_path, config, said):
         load_model(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_values_that_a_dtype_cannot_hold(dtype):
-    model = fill_model(STIF(Config(**TINY)))
-    largest = torch.finfo(dtype).max
-    with torch.no_grad():
-        model.encoder.conv_first.bias[3] = largest
-    Runtime.from_model(model, device="cpu", dtype="float32")
-    model = fill_model(STIF(Config(**TINY)))
-    with torch.no_grad():
-        model.encoder.conv_first.bias[3] = largest * 1.01 if dtype == torch.float16 else float("inf")
-    with pytest.raises(ValueError, match=f"conv_first.bias has values that {str(dtype)[6:]} cannot hold"):
-        Runtime.from_model(model, device="cpu", dtype=str(dtype)[6:], kernels="reference")
+@pytest.mark.parametrize("part", ["encoder", "implicit_functions"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_values_that_a_dtype_cannot_hold(dtype, part):
+    """Of a network in memory: files are checked when they are read."""
+
+    def load(value):
+        model = fill_model(STIF(Config(**TINY)))
+        with torch.no_grad():
+            next(getattr(model, part).parameters()).view(-1)[3] = value
+        return Runtime.from_model(model, device="cpu", dtype=dtype, kernels="reference")
+
+    largest = torch.finfo(getattr(torch, dtype)).max
+    load(largest)
+    for value in (largest * 1.01 if dtype == "float16" else float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f" has values that {dtype} cannot hold"):
+            load(value)
 
 
 class Bomb:

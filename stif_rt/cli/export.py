@@ -13,6 +13,7 @@ from stif_rt.bundle import ENGINES, FORMS, OPSETS, Size, Sizes, read_bundle
 from stif_rt.cli.options import parse_size
 from stif_rt.cli.terminal import console
 from stif_rt.dtypes import DTYPES, parse_dtype
+from stif_rt.errors import CannotRunError
 from stif_rt.files import check_target, write_whole
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
@@ -23,7 +24,7 @@ try:
     from stif_export import build, bundles, graphs
     from stif_export.verify import verify as verify_bundle
 except ImportError as error:
-    raise RuntimeError(f"exporting needs more packages ({error}): pip install 'stif-rt[export]'") from error
+    raise CannotRunError(f"exporting needs more packages ({error}): pip install 'stif-rt[export]'") from error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -186,7 +187,7 @@ def verify(
     ran = {result.engine.partition(":")[0] for result in results if result.reason is None}
     missing = set(encoder or []) & {result.engine for result in results if result.reason is not None}
     if missing or (not encoder and checked.manifest.engine not in ran):
-        raise RuntimeError(f"not verified: {', '.join(sorted(missing)) or checked.manifest.engine} cannot run here")
+        raise CannotRunError(f"not verified: {', '.join(sorted(missing)) or checked.manifest.engine} cannot run here")
 
 
 def load(weights: Path | None) -> STIF:

@@ -15,6 +15,7 @@ import typer
 from stif_rt.cli.options import MAX_CACHE, Device, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.clips import load_clips, load_pictures
+from stif_rt.errors import CannotRunError
 from stif_rt.evaluation.validation import append_points, validate
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
@@ -163,5 +164,5 @@ def summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install 'stif-rt[train]'") from error
+        raise CannotRunError("--tensorboard needs the package tensorboard: pip install 'stif-rt[train]'") from error
     return SummaryWriter(str(folder))

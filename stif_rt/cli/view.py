@@ -9,6 +9,7 @@ import typer
 
 from stif_rt.cli.options import Device, Dtype, EncoderOption, KernelsOption, Weights, parse_rate
 from stif_rt.cli.terminal import console
+from stif_rt.errors import CannotRunError
 
 PORT = 8421
 
@@ -31,7 +32,7 @@ def view(
     try:
         from stif_rt.view.server import listen, serve
     except ImportError as error:
-        raise RuntimeError(f"the viewer needs more packages ({error}): pip install 'stif-rt[view]'") from error
+        raise CannotRunError(f"the viewer needs more packages ({error}): pip install 'stif-rt[view]'") from error
     from stif_rt.runtime import Runtime
     from stif_rt.video.reader import open_reader
     from stif_rt.view.pictures import Viewer

@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 
 from stif_rt.errors import CannotRunError
+from stif_rt.model.checkpoints import check_castable
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
 from stif_rt.ops.implicit import cpu, reference, triton_backend
@@ -22,10 +23,13 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton_backend, "cpu": cpu, "refere
 def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> Kernels:
     """The backend of that name, or the first that can run for ``auto``.
 
-    Raises ValueError for an unknown name, and RuntimeError with the reason where a backend asked for cannot run.
+    Raises:
+        ValueError: The name is unknown, or the functions have values that the dtype cannot hold.
+        CannotRunError: The backend asked for cannot run here; the message has the reason.
     """
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"unknown kernels {name!r}; there are: auto, {', '.join(BACKENDS)}")
+    check_castable(functions, dtype)
     for candidate, module in BACKENDS.items():
         if name not in ("auto", candidate):
             continue
