@@ -11,9 +11,7 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-import torch
 from onnxscript import opset19, script, values
-from torch import Tensor
 
 NAMESPACE, NODE = "stif", "ModulatedDeformConv2d"
 FLOAT = onnx.TensorProto.FLOAT
@@ -21,16 +19,31 @@ op: Any = opset19  # its type hints do not know the operators that onnxscript gi
 stif: Any = values.Opset(NAMESPACE, 1)
 
 
-def traced(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What stands for ``stif_rt.ops.deform_conv.deform_conv2d`` while a model is traced: the node.
+_Schema = onnx.defs.OpSchema
+_node: Any = values.Op(
+    stif,
+    NODE,
+    _Schema(
+        NODE,
+        NAMESPACE,
+        1,
+        inputs=[_Schema.FormalParameter(name, "T") for name in ("x", "offset", "mask", "weight", "bias")],
+        outputs=[_Schema.FormalParameter("out", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
+        attributes=[
+            _Schema.Attribute("plugin_namespace", _Schema.AttrType.STRING),
+            _Schema.Attribute("aot", _Schema.AttrType.INT),
+        ],
+    ),
+)
+
+
+def translate(x, offset, mask, weight, bias):  # type: ignore[no-untyped-def]  # onnxscript's values have no types
+    """The node that PyTorch's exporter writes for the operation ``stif_rt::deform_conv2d``.
 
     Its attributes are those by which TensorRT's parser finds a plugin and its ahead-of-time form.
     """
-    assert bias is not None
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    attributes: dict[str, Any] = {"plugin_namespace": NAMESPACE, "aot": 1}
-    inputs = (x, offset, mask, weight, bias)
-    return torch.onnx.ops.symbolic(f"{NAMESPACE}::{NODE}", inputs, attributes, dtype=x.dtype, shape=shape)
+    return _node(x, offset, mask, weight, bias, plugin_namespace=NAMESPACE, aot=1)
 
 
 @script(stif, default_opset=op)

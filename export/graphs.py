@@ -25,7 +25,6 @@ from stif_rt.engines.exported import output_names
 from stif_rt.files import write_whole
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF, AnyEncoder
-from stif_rt.ops.deform_conv import override_deform_conv2d
 
 from . import deform_conv
 from .deform_conv import op
@@ -45,8 +44,12 @@ def _fmin(x, limit):  # type: ignore[no-untyped-def]
     return op.Where(op.IsNaN(x), limit, op.Min(x, limit))
 
 
-TRANSLATIONS: dict[Any, Any] = {torch.ops.prims.fmax.default: _fmax, torch.ops.prims.fmin.default: _fmin}
-"""What PyTorch's exporter does not know; ``x`` may be NaN, ``limit`` not."""
+TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.prims.fmax.default: _fmax,  # x may be NaN, limit not
+    torch.ops.prims.fmin.default: _fmin,
+    torch.ops.stif_rt.deform_conv2d.default: deform_conv.translate,
+}
+"""The operations that PyTorch's exporter does not know."""
 
 
 class _Encoder(nn.Module):
@@ -176,7 +179,7 @@ def _frame_dimensions(sizes: Sizes, multiple: int) -> dict[int, Any]:
 def _trace(
     module: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any, names: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
-    with torch.no_grad(), override_deform_conv2d(deform_conv.traced), _quiet():
+    with torch.no_grad(), _quiet():
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
         traced = torch.onnx.export(
             program,

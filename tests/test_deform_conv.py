@@ -1,10 +1,7 @@
-import threading
-
 import pytest
 import torch
 from helpers.deform_conv import SHAPES, inputs, naive
 
-from stif_rt.ops import deform_conv
 from stif_rt.ops.deform_conv import cpu, deform_conv2d, deform_conv2d_reference, reference
 
 
@@ -69,18 +66,3 @@ def test_half_precision_keeps_whole_positions(dtype):
     out = deform_conv2d(x, offset, torch.ones(1, 9, 1, 700, dtype=dtype), weight, None)
     assert out.dtype == dtype
     assert out[0, 0, 0, 599:602].tolist() == [0.25, 0.75, 0]
-
-
-def test_an_override_is_for_one_thread_alone():
-    """One thread exports while another one renders."""
-    x, weight = torch.rand(1, 8, 4, 5), torch.rand(3, 8, 3, 3)
-    offset, mask = torch.zeros(1, 18, 4, 5), torch.ones(1, 9, 4, 5)
-    found = []
-    with torch.no_grad(), deform_conv.override_deform_conv2d(lambda *_: torch.zeros(7)):
-        assert len(deform_conv.deform_conv2d(x, offset, mask, weight, None)) == 7
-        thread = threading.Thread(target=lambda: found.append(deform_conv.deform_conv2d(x, offset, mask, weight, None)))
-        thread.start()
-        thread.join()
-    torch.testing.assert_close(
-        found[0].detach(), torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5
-    )

@@ -1,6 +1,8 @@
 """ONNX graphs: traced once, then in three forms, at several sizes; the whole network; TensorRT-RTX; mistakes."""
 
+import copy
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -10,8 +12,9 @@ from helpers.models import TINY, fill_model
 
 from stif_rt.bundle import FORMS, Size, Sizes
 from stif_rt.model.config import CONFIGS, Config
-from stif_rt.model.encoder import Features
+from stif_rt.model.encoder import DeformableConv, Features
 from stif_rt.model.stif import STIF
+from stif_rt.runtime import Runtime
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -205,6 +208,31 @@ class Stem(torch.nn.Module):
 def test_what_cannot_be_exported(form, opset, dtype, said):
     with pytest.raises(ValueError, match=said):
         graphs.check(form, opset, dtype)
+
+
+@pytest.mark.slow
+def test_other_threads_render_the_same_while_one_exports(tiny_model, frames):
+    """The other thread works while the encoder is being traced, at its first convolution and its deformable one.
+
+    Rounding differs: meanwhile PyTorch's exporter switches oneDNN off for the whole process.
+    """
+    runtime = Runtime.from_model(copy.deepcopy(tiny_model), device="cpu", dtype="float32")
+    expected = runtime.encode(*frames).render(0.3, scale=2)
+    actual = []
+
+    def render_elsewhere(*_):
+        thread = threading.Thread(target=lambda: actual.append(runtime.encode(*frames).render(0.3, scale=2)))
+        thread.start()
+        thread.join()
+
+    encoder = copy.deepcopy(tiny_model.encoder)
+    deformable = next(module for module in encoder.modules() if isinstance(module, DeformableConv))
+    for module in (encoder.conv_first, deformable):
+        module.register_forward_pre_hook(render_elsewhere)
+    graphs.encoder_graph(encoder, tiny_model.config, torch.float32, FIXED)
+    assert len(actual) >= 2
+    for pictures in actual:
+        torch.testing.assert_close(pictures, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("content", [b"text", b""])

@@ -5,11 +5,8 @@ The operation is one node for ``torch.compile`` and export on every device. On C
 ``reference.py`` is the definition.
 """
 
-import contextlib
 import functools
 import logging
-import threading
-from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,27 +14,9 @@ from torch import Tensor
 from stif_rt.ops.deform_conv import cpu, cuda
 from stif_rt.ops.deform_conv.reference import TAPS, deform_conv2d_fallback, deform_conv2d_reference
 
-__all__ = ["TAPS", "deform_conv2d", "deform_conv2d_op", "deform_conv2d_reference", "override_deform_conv2d"]
+__all__ = ["TAPS", "deform_conv2d", "deform_conv2d_op", "deform_conv2d_reference"]
 
 log = logging.getLogger(__name__)
-
-_replacement: tuple[int, Callable[..., Tensor]] | None = None  # and the thread that it is meant for
-
-
-@contextlib.contextmanager
-def override_deform_conv2d(
-    operation: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor],
-) -> Iterator[None]:
-    """Within, in this thread alone, ``deform_conv2d`` is the given operation.
-
-    This is how the export sees it as one node instead of many.
-    """
-    global _replacement
-    _replacement = threading.get_ident(), operation
-    try:
-        yield
-    finally:
-        _replacement = None
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,8 +27,6 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
 
     With gradients it is made of PyTorch's own operations; without, it is the operation ``stif_rt::deform_conv2d``.
     """
-    if _replacement is not None and _replacement[0] == threading.get_ident():
-        return _replacement[1](x, offset, mask, weight, bias)
     if torch.is_grad_enabled():
         return deform_conv2d_reference(x, offset, mask, weight, bias)
     bias = None if bias is None else bias.to(x.dtype)  # under autocast x is narrower than the weights
