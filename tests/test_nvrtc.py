@@ -1,6 +1,7 @@
 """Compilation of CUDA C++ at run time, and the cache of what was compiled."""
 
 import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -60,6 +61,15 @@ def test_threads_that_want_one_kernel_compile_it_once(monkeypatch, tmp_path, sou
     with ThreadPoolExecutor(4) as pool:
         codes = list(pool.map(lambda _: nvrtc.compile_source(source, "compute_80"), range(4)))
     assert len(set(codes)) == len(compiled) == 1
+
+
+def test_threads_that_want_different_kernels_compile_at_once(monkeypatch, tmp_path, source):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    both = threading.Barrier(2)
+    monkeypatch.setattr(nvrtc, "_compile", lambda *_: both.wait(timeout=60).to_bytes(1, "big"))
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda architecture: nvrtc.compile_source(source, architecture), ("sm_80", "sm_90")))
+    assert sorted(codes) == [b"\0", b"\1"]
 
 
 class Driver:

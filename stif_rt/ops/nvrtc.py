@@ -3,15 +3,14 @@
 import functools
 import hashlib
 import threading
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from stif_rt.errors import CannotRunError, OutOfMemoryError
 from stif_rt.files import cache_folder, read_cache, write_cache
 
-_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""For each kernel that is compiled: of threads that want the same one, the first compiles it."""
+_locks: dict[str, threading.Lock] = {}
+"""One for each key of the cache: of threads that want the same kernel, the first compiles it."""
 
 
 def find_source(name: str) -> Path:
@@ -53,7 +52,7 @@ def compile_source(source_file: Path, architecture: str, reuse: bool = True) -> 
     key = hashlib.sha256(b"%s %s %s" % (source, architecture.encode(), str(version).encode())).hexdigest()[:32]
     folder = cache_folder()
     cached = folder and folder / f"{source_file.stem}-{architecture}-{key}"
-    with _locks[key]:
+    with _locks.setdefault(key, threading.Lock()):
         kept = read_cache(cached) if reuse else None
         if kept is None:
             kept = _compile(source, source_file.name, architecture)

@@ -1,4 +1,5 @@
-"""The two passes in plain PyTorch: any device, differentiable. Tests compare it with the model, as every backend.
+"""The two passes in plain PyTorch, on any device and differentiable. The tests compare it, as every backend, with the
+model's own form (``model/implicit_functions.py``), which is the definition.
 
 Per pair of frames, ``project`` applies the first layers' shared columns at the input's size. Per frame there are two
 passes over the output's pixels:
@@ -214,7 +215,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
 
 
 def _trains_in_bfloat16(dtype: torch.dtype) -> bool:
-    """Whether ``kernels.siren`` takes over: the same numbers, with a backward pass in bfloat16."""
+    """Whether ``training.py`` takes over: the same numbers, with a backward pass in bfloat16."""
     return torch.is_grad_enabled() and dtype == torch.bfloat16
 
 
