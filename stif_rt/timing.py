@@ -1,4 +1,4 @@
-"""The stopwatch of every benchmark."""
+"""How long steps of work take, on CPUs and GPUs."""
 
 import itertools
 import time

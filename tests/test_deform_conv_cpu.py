@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.deform_conv import SHAPES, inputs
+from helpers.deform_conv import SHAPES, inputs, torchvision_float64
 
 from stif_rt.ops.deform_conv import cpu, deform_conv2d_reference
 
@@ -35,14 +35,6 @@ def test_matches_torchvision(library, isa, shape, layout):
     else:
         plain = deform_conv2d_reference(*arguments)
         assert (actual.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
-
-
-def torchvision_float64(x, offset, mask, weight, bias):
-    """The torchvision operation in float64; its positions are exact then."""
-    torchvision = pytest.importorskip("torchvision")
-    return torchvision.ops.deform_conv2d(
-        x.double(), offset.double(), weight.double(), bias.double(), padding=1, mask=mask.double()
-    )
 
 
 @pytest.mark.emulated

@@ -1,8 +1,8 @@
-"""Deformable convolution on an NVIDIA GPU, against its reference in float64. ``pytest -m gpu`` runs it."""
+"""Deformable convolution on an NVIDIA GPU, against torchvision in float64. ``pytest -m gpu`` runs it."""
 
 import pytest
 import torch
-from helpers.deform_conv import inputs
+from helpers.deform_conv import inputs, torchvision_float64
 
 from stif_rt.ops import deform_conv, nvrtc
 from stif_rt.ops.deform_conv import deform_conv2d_reference
@@ -20,7 +20,7 @@ def test_is_as_good_as_pytorch(shape, dtype, channels_last):
     given = [x.to(CUDA, dtype) for x in inputs(*shape)]
     if channels_last:
         given[:4] = [x.to(memory_format=torch.channels_last) for x in given[:4]]
-    exact = deform_conv2d_reference(*(x.double() for x in given))
+    exact = torchvision_float64(*given).to(CUDA)
     plain = deform_conv2d_reference(*given)
     with torch.inference_mode():
         actual = deform_conv.deform_conv2d_op(*given)

@@ -26,7 +26,13 @@ def is_video(path: Path) -> bool:
 
 
 def check_target(path: Path, source: Path, overwrite: bool) -> None:
-    """Raises FileExistsError or ValueError where ``path`` must not be written."""
+    """Checks that a video or a folder of images can be written to ``path``.
+
+    Raises:
+        FileExistsError: It is there already, and not to be overwritten.
+        FileNotFoundError: The folder around it does not exist.
+        ValueError: It is the input, of the wrong kind, or its ending is unknown.
+    """
     as_video = is_video(path)
     if path.resolve() == source.resolve():
         raise ValueError(f"{path} is the input itself; choose another output")

@@ -1,8 +1,9 @@
-"""Deformable convolution: shapes, inputs, and the definition as a loop."""
+"""Deformable convolution: shapes, inputs, the definition as a loop, and torchvision in float64."""
 
 import itertools
 import math
 
+import pytest
 import torch
 
 SHAPES = [(1, 4, 2, 5, 6, 3), (2, 8, 8, 4, 3, 8), (1, 6, 1, 1, 1, 2), (1, 4, 4, 1, 7, 4)]
@@ -24,6 +25,17 @@ def naive(
             if 0 <= row < h and 0 <= column < w:
                 value += (1 - abs(y - row)) * (1 - abs(x_ - column)) * float(x[b, c, row, column])
         out[b, :, i, j] += weight[:, c, k // 3, k % 3].double() * float(mask[b, 9 * g + k, i, j]) * value
+    return out
+
+
+def torchvision_float64(
+    x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """torchvision's operation in float64 on the CPU. Its positions are exact, which those of our reference, float32
+    whatever the dtype, are not. Skips the test where torchvision is not installed."""
+    torchvision = pytest.importorskip("torchvision")
+    x, offset, mask, weight, bias = (a.cpu().double() for a in (x, offset, mask, weight, bias))
+    out: torch.Tensor = torchvision.ops.deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
     return out
 
 

@@ -1,8 +1,8 @@
 """Modulated deformable convolution: ``deform_conv2d``, and the PyTorch operation ``stif_rt::deform_conv2d`` behind it.
 
 The operation is one node for ``torch.compile`` and export on every device. On CPUs it runs the native kernel
-(``cpu.py``), on CUDA the one of ``csrc/cuda/deform_conv.cu`` (``cuda.py``); where neither can run, PyTorch's own form.
-``reference.py`` is the definition.
+(``cpu.py``), on CUDA the one of ``csrc/cuda/deform_conv.cu`` (``cuda.py``). Where neither can run, it is made of other
+operations, torchvision's or PyTorch's own, by ``reference.py``, which is also the definition.
 """
 
 import functools
