@@ -31,5 +31,5 @@ def test_deform_conv(measure: Any, case: Case, form: str, device: str, dtype: to
     flop = 2 * TAPS * CHANNELS * (CHANNELS + 4) * pixels  # the product, and four neighbours for each sample
     moved = dtype.itemsize * ((2 * CHANNELS + 3 * TAPS * GROUPS) * pixels + weight.numel())
     name = f"deform_conv, {case.name}"
-    found = measure(name, lambda: FORMS[form](x, offset, mask, weight, bias), device, dtype, flop, moved)
-    assert found.shape == x.shape
+    out = measure(name, lambda: FORMS[form](x, offset, mask, weight, bias), device, dtype, flop, moved)
+    assert out.shape == x.shape

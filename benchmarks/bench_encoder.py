@@ -57,5 +57,5 @@ def test_encoder(measure: Any, case: Case, engine: str, config: str, device: str
     moved = dtype.itemsize * (weights + (6 + 3 * 64) * pixels)
     flop = flop_per_pixel(config) * pixels
     name = f"encoder {config}, {case.name}"
-    found = measure(name, lambda: run(frames), device, dtype, flop, moved)
-    assert found.maps.shape == (case.batch, 3, 64, *padded(case))
+    features = measure(name, lambda: run(frames), device, dtype, flop, moved)
+    assert features.maps.shape == (case.batch, 3, 64, *padded(case))

@@ -77,8 +77,8 @@ def test_project(measure: Any, case: Case, backend: str, device: str, dtype: tor
     matrices = sum(len(network.projections) for network in (weights().sif, weights().tif, weights().decoder) if network)
     flop = 2 * matrices * 198 * 64 * on.input_pixels
     moved = (198 + matrices * 64) * on.itemsize * on.input_pixels
-    found = measure(f"project, {case.name}", lambda: on.project(kernels), device, dtype, flop, moved)
-    assert len(found.decoder) == 2
+    projections = measure(f"project, {case.name}", lambda: on.project(kernels), device, dtype, flop, moved)
+    assert len(projections.decoder) == 2
 
 
 @runnable

@@ -49,7 +49,7 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
     frames = torch.rand(1, 2, 3, *INPUTS, device=device, generator=generator)
     times = torch.tensor([[0.5]], device=device)
     geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS).to(device), Box(0, 0, *OUTPUTS)
-    found: dict[str, Any] = {}
+    timings: dict[str, Any] = {}
     pictures = []
     for name, kind in (("triton", dtype), ("reference", torch.float32), ("reference", dtype)):
         kernels = make_kernels(name, model.implicit_functions, device, kind)
@@ -57,7 +57,7 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
         feature, flow = kernels.implicit(projections, times, geometry, whole)
         pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
         if name == "triton" or (eager and kind == dtype and len(pictures) == 3):
-            found[name] = {
+            timings[name] = {
                 "project": milliseconds(partial(kernels.project, features, frames)),
                 "implicit": milliseconds(partial(kernels.implicit, projections, times, geometry, whole)),
                 "decode": milliseconds(
@@ -66,32 +66,32 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
             }
     picture, exact, plain = pictures
     error, allowed = ((x - exact).square().mean().sqrt().item() for x in (picture, plain))
-    found["error"] = {"triton": error, "reference": allowed}
+    timings["error"] = {"triton": error, "reference": allowed}
     if dtype != torch.float32 and error > 2 * allowed:
         sys.exit(f"the picture is wrong: error {error:.2e}, the reference's in the same dtype {allowed:.2e}")
-    return found
+    return timings
 
 
 @torch.inference_mode()
 def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     frames = torch.rand(1, 2, 3, *INPUTS, device=device)
     engines = {name: make_engine(name, model.encoder, device, dtype) for name in ("torch", "compiled")}
-    found = {f"encoder, {name}": milliseconds(partial(engine, frames), 10) for name, engine in engines.items()}
+    timings = {f"encoder, {name}": milliseconds(partial(engine, frames), 10) for name, engine in engines.items()}
     x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     offset, mask = (torch.rand(1, n, *INPUTS, device=device, dtype=dtype) for n in (144, 72))
     given = (x, offset, mask, torch.rand(64, 64, 3, 3, device=device, dtype=dtype), None)
-    found["deformable convolution"] = milliseconds(lambda: deform_conv_cuda.deform_conv2d(*given))
-    found["deformable convolution, PyTorch"] = milliseconds(lambda: deform_conv2d_reference(*given))
-    return found
+    timings["deformable convolution"] = milliseconds(lambda: deform_conv_cuda.deform_conv2d(*given))
+    timings["deformable convolution, PyTorch"] = milliseconds(lambda: deform_conv2d_reference(*given))
+    return timings
 
 
 def frame(model: STIF, dtype: str) -> dict[str, float]:
-    found = {}
+    timings = {}
     for name, use_graph in (("frame", False), ("frame, graph", True)):
         runtime = Runtime.from_model(model, device="cuda", dtype=dtype, use_graph=use_graph)
         runtime.encode(torch.rand(3, *INPUTS), torch.rand(3, *INPUTS))
-        found[name] = milliseconds(partial(runtime.render, 0.5, size=OUTPUTS, output="uint8"))
-    return found
+        timings[name] = milliseconds(partial(runtime.render, 0.5, size=OUTPUTS, output="uint8"))
+    return timings
 
 
 def main() -> None:
@@ -118,19 +118,19 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         model = STIF(config).eval()
-        found: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
-        found |= encoder(model, parse_dtype(name), device) | frame(model, name)
+        row: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
+        row |= encoder(model, parse_dtype(name), device) | frame(model, name)
         if gpu is not None:
             network = options.model if options.model in kernel_report.NETWORKS else "stif"
             reports = [
                 kernel_report.compile_triton(kernel, gpu.capability, name, network) for kernel in kernel_report.KERNELS
             ]
-            found["roofline"] = {
+            row["roofline"] = {
                 report.kernel.removesuffix("_kernel"): max(kernel_report.roofline(report, gpu).values())
                 for report in reports
             }
-        results[name] = found
-        print(json.dumps({name: found}, indent=2))
+        results[name] = row
+        print(json.dumps({name: row}, indent=2))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', results['gpu'])}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")

@@ -165,8 +165,10 @@ def draw(results: Results) -> None:
         for row, quantity in enumerate(("seconds", "peak memory, GiB")):
             axis = axes[row][column]
             for index, (line, style) in enumerate(line_styles(results.lines())):
-                found = list(points(results, line, key))
-                axis.plot([point[0] for point in found], [point[1 + row] for point in found], label=line.label, **style)
+                series = list(points(results, line, key))
+                axis.plot(
+                    [point[0] for point in series], [point[1 + row] for point in series], label=line.label, **style
+                )
                 mark_failures(axis, failures(results, line, key), index, style["color"])
             log_scales(axis)
             ticks = sorted({sample[key] for sample in results.samples if sample[key]})

@@ -138,9 +138,9 @@ class Results:
 
     def lines(self) -> list[Line]:
         """All lines with samples, in the order of METHODS, then two-stage ones by name."""
-        found = {Line(s["method"], s["dtype"], s["kernels"]) for s in self.samples}
+        lines = {Line(s["method"], s["dtype"], s["kernels"]) for s in self.samples}
         order = {name: number for number, name in enumerate(METHODS)}
-        return sorted(found, key=lambda line: (order.get(line.method, len(order)), *asdict(line).values()))
+        return sorted(lines, key=lambda line: (order.get(line.method, len(order)), *asdict(line).values()))
 
     def save(self) -> None:
         write_whole(self.path, json.dumps(self.content, indent=1) + "\n")

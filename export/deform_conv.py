@@ -120,9 +120,9 @@ def lower(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
     function.name = NODE
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
-    for found in lowered.graph.node:
-        if found.domain == NAMESPACE:
-            del found.attribute[:]
+    for node in lowered.graph.node:
+        if node.domain == NAMESPACE:
+            del node.attribute[:]
     lowered.functions.append(function)
     lowered = onnx.inliner.inline_local_functions(lowered)
     kept = [imported for imported in lowered.opset_import if imported.domain != NAMESPACE]

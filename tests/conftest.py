@@ -105,17 +105,17 @@ def emulated(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def library(request: pytest.FixtureRequest) -> native.Library:
     path = request.config.getoption("--native-library")
-    found = native.Library(Path(path)) if path else native.load_library()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    native_library = native.Library(Path(path)) if path else native.load_library()
+    if isinstance(native_library, str):
+        pytest.skip(native_library)
+    return native_library
 
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, library: native.Library) -> native.Isa:
-    found = {isa.name: isa for isa in library.isas}.get(request.param)
-    if found is None:
+    chosen_isa = {isa.name: isa for isa in library.isas}.get(request.param)
+    if chosen_isa is None:
         pytest.skip(f"this build has no {request.param}")
-    if found.unavailable:
-        pytest.skip(found.unavailable)
-    return found
+    if chosen_isa.unavailable:
+        pytest.skip(chosen_isa.unavailable)
+    return chosen_isa

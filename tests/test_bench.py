@@ -81,10 +81,10 @@ def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
 
 
 def test_laps_are_the_time_of_each_step():
-    found = laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
-    assert len(found) == 2
-    assert found[0] >= 0.01
-    assert found[1] >= 0.05
+    actual = laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
+    assert len(actual) == 2
+    assert actual[0] >= 0.01
+    assert actual[1] >= 0.05
 
 
 def run(folder, *options):

@@ -83,11 +83,11 @@ def test_runs_without_the_encoder_being_built(monkeypatch, bundle, frames, compa
 
 
 def test_the_weights_in_a_bundle_also_run_by_pytorch(bundle, frames, compact_model):
-    found = Runtime.load(bundle, device="cpu", encoder="torch")
+    actual = Runtime.load(bundle, device="cpu", encoder="torch")
     expected = Runtime.from_model(copy.deepcopy(compact_model), device="cpu", dtype="float32")
-    for runtime in (found, expected):
+    for runtime in (actual, expected):
         runtime.encode(*frames)
-    assert torch.equal(found.render(0.5, scale=2), expected.render(0.5, scale=2))
+    assert torch.equal(actual.render(0.5, scale=2), expected.render(0.5, scale=2))
 
 
 @pytest.fixture

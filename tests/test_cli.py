@@ -70,9 +70,9 @@ def test_images_equal_the_runtime(monkeypatch, capsys, tmp_path, weights):
         runtime.encode(pictures[n], pictures[n + 1])
         expected += list(runtime.render([0, 0.5], size=(31, 45), output="uint8"))
     expected += [runtime.render(1, size=(31, 45), output="uint8")] * 2
-    found = [read_image(path) for path in sorted((tmp_path / "out").iterdir())]
-    assert len(found) == 6
-    for a, b in zip(found, expected, strict=True):
+    actual = [read_image(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert len(actual) == 6
+    for a, b in zip(actual, expected, strict=True):
         assert np.array_equal(a, b.numpy())
 
 

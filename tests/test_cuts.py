@@ -14,7 +14,7 @@ def clip(images, rate=24):
     return [Frame(Fraction(n, rate), Fraction(n + 1, rate), from_image(image)) for n, image in enumerate(images)]
 
 
-def found(frames, **options):
+def cuts_of(frames, **options):
     return [number for number, (_, cut) in enumerate(detected_cuts(frames, **options)) if cut]
 
 
@@ -40,39 +40,39 @@ def scene(seed, length, speed=0, light=1.0):
 @pytest.mark.parametrize("seed", [0, 10])
 def test_scenes_are_separated_bright_or_dark_still_or_moving(seed, speed, light):
     images = scene(seed, 9, speed, light) + scene(seed + 1, 5, speed, light) + scene(seed + 2, 8, speed, light)
-    assert found(clip(images)) == [9, 14]
+    assert cuts_of(clip(images)) == [9, 14]
 
 
 @pytest.mark.parametrize("speed", [1, 4, 12])
 @pytest.mark.parametrize("repeats", [1, 2, 3])
 def test_motion_is_not_a_cut_even_with_repeated_pictures(speed, repeats):
     images = [image for image in scene(3, 12, speed) for _ in range(repeats)]
-    assert [cut for cut in found(clip(images)) if cut > 2 * repeats] == []  # nothing says before that it goes on
+    assert [cut for cut in cuts_of(clip(images)) if cut > 2 * repeats] == []  # nothing says before that it goes on
 
 
 @pytest.mark.parametrize("length", [12, 24])
 def test_fades_are_not_cuts(length):
     shot = scene(4, length)
     fading = [(image * (1 - n / (length - 1))).astype(np.uint8) for n, image in enumerate(shot)]
-    assert found(clip(shot + fading)) == []
-    assert found(clip(fading[::-1] + shot)) == []
+    assert cuts_of(clip(shot + fading)) == []
+    assert cuts_of(clip(fading[::-1] + shot)) == []
 
 
 def test_a_flash_is_not_two_cuts():
     shot = scene(5, 12, 2)
     shot[6] = np.full_like(shot[6], 255)
-    assert found(clip(shot)) == []
+    assert cuts_of(clip(shot)) == []
 
 
 def test_two_pictures_alone():
-    assert found(clip([picture(0), picture(1)])) == []
-    assert found(clip([textured(0), 255 - textured(0)])) == [1]
+    assert cuts_of(clip([picture(0), picture(1)])) == []
+    assert cuts_of(clip([textured(0), 255 - textured(0)])) == [1]
 
 
 def test_threshold():
     images = scene(6, 6) + scene(7, 6)
-    assert found(clip(images), threshold=1) == [6]
-    assert found(clip(images), threshold=1000) == []
+    assert cuts_of(clip(images), threshold=1) == [6]
+    assert cuts_of(clip(images), threshold=1000) == []
     assert [cut for _, cut in no_cuts(clip(images))] == [False] * 12
 
 

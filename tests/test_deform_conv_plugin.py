@@ -133,14 +133,14 @@ def test_launch_computes_the_convolution(plugin, emulated, shape, dtype):
     assert all(type(argument) is SymInt32 for argument in arguments)
 
     # TensorRT's order: pointers to the inputs, the extra arguments, pointers to the outputs
-    found = torch.full(size, torch.nan, dtype=x.dtype)
+    out = torch.full(size, torch.nan, dtype=x.dtype)
     arrays = (ctypes.c_void_p * 5)(*(a.data_ptr() for a in given))
     numbers = (ctypes.c_int * len(arguments))(*(argument.value for argument in arguments))
     run = getattr(emulated, f"run_{name}")
-    assert run((ctypes.c_int * 3)(*grid), THREADS, 0, arrays, numbers, ctypes.c_void_p(found.data_ptr()))
+    assert run((ctypes.c_int * 3)(*grid), THREADS, 0, arrays, numbers, ctypes.c_void_p(out.data_ptr()))
     expected = ops.deform_conv2d(*(a.float() for a in (x, offset, weight, bias)), padding=1, mask=mask.float())
     tolerance = 1e-4 if dtype == "FP32" else 2e-2 * expected.abs().max().item()
-    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("FP32", "deform_conv_float32"), ("FP16", "deform_conv_float16")])
@@ -150,8 +150,8 @@ def test_parameters_of_the_ptx(plugin, dtype, name):
         pytest.skip(reason)
     _, registered = plugin
     tensors = describe(inputs(*SHAPES[0]), dtype)
-    found, ptx, launch, arguments = registered["launch"](*tensors, (registered["describe"](*tensors),), 0)
-    assert found == name
+    launched, ptx, launch, arguments = registered["launch"](*tensors, (registered["describe"](*tensors),), 0)
+    assert launched == name
     entry = re.search(rf"\.visible \.entry {name}\((.*?)\)", ptx.decode(errors="replace"), re.DOTALL)
     widths = re.findall(r"\.param \.[a-z](\d+)", entry[1])
     assert widths == ["64"] * 5 + ["32"] * len(arguments) + ["64"]
@@ -162,8 +162,8 @@ def test_parameters_of_the_ptx(plugin, dtype, name):
 def test_formats(plugin):
     module, registered = plugin
     tensors = describe(inputs(*SHAPES[0]), "FP16")
-    found = registered["formats"](*tensors, (registered["describe"](*tensors),))
-    assert {(one.types, one.layouts) for one in found} == {
+    combinations = registered["formats"](*tensors, (registered["describe"](*tensors),))
+    assert {(one.types, one.layouts) for one in combinations} == {
         ("FP32, FP32, FP32, FP32, FP32, FP32", "LINEAR"),
         ("FP16, FP16, FP16, FP16, FP16, FP16", "LINEAR"),
     }

@@ -40,12 +40,12 @@ def compare(
     tiled = Runtime.from_model(copy.deepcopy(model), device="cpu", dtype="float32", max_memory=1)
     calls = []
     monkeypatch.setattr(tiled._engine.encoder, "extract", count(tiled._engine.encoder.extract, calls))
-    expected, found = whole.encode(*frames, velocity=velocity), tiled.encode(*frames, velocity=velocity)
+    expected, actual = whole.encode(*frames, velocity=velocity), tiled.encode(*frames, velocity=velocity)
     assert len(calls) >= 6, "it was not encoded in tiles"  # each tile has two frames, and so has the whole
-    for a, b in zip(found._projections.tensors, expected._projections.tensors, strict=True):
+    for a, b in zip(actual._projections.tensors, expected._projections.tensors, strict=True):
         assert a.shape == b.shape
         assert a.is_contiguous()
-    pictures = (pair.render([0.0, 0.5]) for pair in (expected, found))
+    pictures = (pair.render([0.0, 0.5]) for pair in (expected, actual))
     return float(torch.sub(*pictures).abs().max())
 
 
@@ -103,10 +103,10 @@ def test_the_recurrent_stage_is_not_tiled(monkeypatch, caplog):
 @pytest.mark.parametrize("halo", [(19, 19), (71, 71), (60, 250)])
 @pytest.mark.parametrize("pixels", [1, 1 << 17, 1 << 20])
 def test_tiles_cover_the_frame_once_and_keep_to_the_budget(size, halo, pixels):
-    found = encoding.tiles(size, halo, pixels)
-    assert sum(core.pixels for core, _ in found) == size[0] * size[1]
+    tiles = encoding.tiles(size, halo, pixels)
+    assert sum(core.pixels for core, _ in tiles) == size[0] * size[1]
     whole = Box(0, 0, *size)
-    for core, box in found:
+    for core, box in tiles:
         assert whole.contains(box)
         assert box.top % encoding.UNIT == box.left % encoding.UNIT == 0
         bottom, right = core.top + core.height + halo[0], core.left + core.width + halo[1]
@@ -114,7 +114,7 @@ def test_tiles_cover_the_frame_once_and_keep_to_the_budget(size, halo, pixels):
         assert box.contains(Box(top, left, min(bottom, size[0]) - top, min(right, size[1]) - left))
     smallest = min(encoding.SMALLEST_CORE, size[0]) + 2 * (halo[0] + 8)
     if pixels >= 2 * smallest * (2 * encoding.SMALLEST_CORE + 2 * (halo[1] + 8)):
-        assert max(box.pixels for _, box in found) <= pixels
+        assert max(box.pixels for _, box in tiles) <= pixels
 
 
 @pytest.mark.parametrize(

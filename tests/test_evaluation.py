@@ -67,7 +67,7 @@ def wang(a: np.ndarray, b: np.ndarray) -> float:
     """SSIM of two planes as Wang et al. define it, written out for every place of an 11x11 Gaussian window."""
     g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     weights = np.outer(g, g) / g.sum() ** 2
-    found = []
+    scores = []
     for y in range(a.shape[0] - 10):
         for x in range(a.shape[1] - 10):
             p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
@@ -75,8 +75,8 @@ def wang(a: np.ndarray, b: np.ndarray) -> float:
             vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
             covariance = (weights * (p - mp) * (q - mq)).sum()
             c1, c2 = 0.01**2, 0.03**2
-            found.append((2 * mp * mq + c1) * (2 * covariance + c2) / (mp**2 + mq**2 + c1) / (vp + vq + c2))
-    return float(np.mean(found))
+            scores.append((2 * mp * mq + c1) * (2 * covariance + c2) / (mp**2 + mq**2 + c1) / (vp + vq + c2))
+    return float(np.mean(scores))
 
 
 def test_ssim_by_hand():
@@ -120,12 +120,12 @@ def test_frames_of_the_means():
     """Frame n of nine has a PSNR of n: the paper's center is frames 0, 4, 8, and its average all of them."""
     scores = [Score(float(n), float(n) + 1, 0.1 * n) for n in range(9)]
     means = summarise([Result("a", 0, 4, {BASELINE: scores})])
-    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
-    assert found == {"first and last": 4, "middle": 4, "center": 4, "average": 4}
+    actual = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
+    assert actual == {"first and last": 4, "middle": 4, "center": 4, "average": 4}
     scores[0] = Score(30.0, 30.0, 1.0)
     means = summarise([Result("a", 0, 4, {BASELINE: scores})])
-    found = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
-    assert found == {"first and last": 19, "middle": 4, "center": 14, "average": pytest.approx(66 / 9)}
+    actual = {mean.frames: mean.psnr for mean in means if mean.clip is None and mean.texture == "all"}
+    assert actual == {"first and last": 19, "middle": 4, "center": 14, "average": pytest.approx(66 / 9)}
     even = summarise([Result("a", 0, 4, {BASELINE: scores[:4]})])
     assert {mean.frames: mean.psnr for mean in even}["middle"] == 1.5
 
@@ -142,13 +142,13 @@ def test_summary_separates_textured_from_smooth():
             result("b", [50.0, 40.0, 50.0], [52.0, 40.0, 52.0]),
         ]
     )
-    found = {(m.texture, m.clip, m.frames, m.method): (m.number, m.psnr, m.ssim) for m in means}
-    assert found["textured", None, "first and last", "this"] == (2, 33.0, None)
-    assert found["textured", None, "first and last", BASELINE] == (2, 29.5, None)
-    assert found["textured", None, "middle", "this"] == (2, 22.0, None)
-    assert found["smooth", "b", "first and last", BASELINE] == (1, 52.0, None)
-    assert found["all", "b", "middle", "this"] == (2, 32.0, None)
-    assert ("smooth", "a", "middle", "this") not in found
+    actual = {(m.texture, m.clip, m.frames, m.method): (m.number, m.psnr, m.ssim) for m in means}
+    assert actual["textured", None, "first and last", "this"] == (2, 33.0, None)
+    assert actual["textured", None, "first and last", BASELINE] == (2, 29.5, None)
+    assert actual["textured", None, "middle", "this"] == (2, 22.0, None)
+    assert actual["smooth", "b", "first and last", BASELINE] == (1, 52.0, None)
+    assert actual["all", "b", "middle", "this"] == (2, 32.0, None)
+    assert ("smooth", "a", "middle", "this") not in actual
 
 
 def test_untrained_residual_model_scores_near_its_baseline():

@@ -75,17 +75,17 @@ def test_compact_encoder_at_any_size(compact_model, compact_graph, form):
 def test_paper_encoder(paper_model, paper_graph):
     frames = random_frames(*FIXED.typical)
     expected = encode(paper_model, frames)
-    found = [features(session(graphs.finish(paper_graph, form, 20)), frames) for form in ("standard", "grid-sample")]
-    for one in found:
+    actual = [features(session(graphs.finish(paper_graph, form, 20)), frames) for form in ("standard", "grid-sample")]
+    for one in actual:
         torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(actual[0], actual[1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("opset", [19, 22, 25])
 @pytest.mark.parametrize("form", ["standard", "grid-sample"])
 def test_opsets(compact_model, compact_graph, form, opset):
     graph = graphs.finish(compact_graph, form, opset)
-    assert [(found.domain, found.version) for found in graph.opset_import] == [("", opset)]
+    assert [(opset_import.domain, opset_import.version) for opset_import in graph.opset_import] == [("", opset)]
     frames = random_frames(1, 8, 12)
     torch.testing.assert_close(features(session(graph), frames), encode(compact_model, frames), atol=1e-4, rtol=0)
 
@@ -97,9 +97,9 @@ def test_float16(compact_model, compact_half, form):
     for size in ((1, 32, 48), (1, 16, 96)):
         frames = random_frames(*size)
         expected = encode(compact_model, frames)
-        found = features(running, frames)
-        assert found.dtype == torch.float16
-        assert (found.float() - expected).abs().max() < 5e-3 * expected.abs().max()
+        actual = features(running, frames)
+        assert actual.dtype == torch.float16
+        assert (actual.float() - expected).abs().max() < 5e-3 * expected.abs().max()
 
 
 @pytest.mark.slow
@@ -127,9 +127,9 @@ def test_half_precision_weights(half_graphs, dtype, form):
 
 def test_plugin_node_is_what_the_parser_looks_for(compact_graph):
     graph = graphs.finish(compact_graph, "plugin", 20)
-    found = [node for node in graph.graph.node if node.domain == "stif"]
-    assert len(found) == 6
-    for node in found:
+    nodes = [node for node in graph.graph.node if node.domain == "stif"]
+    assert len(nodes) == 6
+    for node in nodes:
         assert node.op_type == "ModulatedDeformConv2d"
         assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
             "plugin_namespace": b"stif",
@@ -137,7 +137,7 @@ def test_plugin_node_is_what_the_parser_looks_for(compact_graph):
         }
         assert len(node.input) == 5
     shapes = {value.name: value.type.tensor_type for value in graph.graph.value_info}
-    for node in found:  # without a definition of the operator, shapes after it must stand in the file
+    for node in nodes:  # without a definition of the operator, shapes after it must stand in the file
         assert len(shapes[node.output[0]].shape.dim) == 4
         assert shapes[node.output[0]].elem_type == onnx.TensorProto.FLOAT
 

@@ -53,8 +53,8 @@ def test_one_pixel_reads_the_centre_whatever_its_flow():
 
 def test_unusable_flows_stay_inside():
     flow = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30])
-    found = warp_coordinates(flow, make_axis(4, 4, "centres"), 0, 0)
-    torch.testing.assert_close(found, torch.tensor([-LIMIT, LIMIT, -LIMIT, LIMIT]))
+    actual = warp_coordinates(flow, make_axis(4, 4, "centres"), 0, 0)
+    torch.testing.assert_close(actual, torch.tensor([-LIMIT, LIMIT, -LIMIT, LIMIT]))
 
 
 def test_a_part_of_the_rows_has_the_same_coordinates():

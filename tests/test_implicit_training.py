@@ -28,8 +28,8 @@ def plain_sine(x, weight, bias):
     return torch.sin(F.linear(x, weight, bias))
 
 
-def errors(found, exact):
-    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+def errors(actual, exact):
+    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(actual, exact, strict=True)]
 
 
 @pytest.mark.slow

@@ -56,9 +56,9 @@ def test_interpreter_agrees_with_the_model():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     tests = [str(HERE / name) for name in ("test_implicit.py", "test_implicit_triton.py", "test_runtime_backends.py")]
-    found = subprocess.run([*command, *tests], cwd=HERE.parent, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout[-6000:]
-    assert " passed" in found.stdout
+    result = subprocess.run([*command, *tests], cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-6000:]
+    assert " passed" in result.stdout
 
 
 def inputs(config: Config, size: tuple[int, int], outputs: tuple[int, int], times: int = 1):
@@ -98,19 +98,19 @@ def test_uint8_is_the_rounded_picture(variant):
         projections = kernels.project(features, 3 * frames - 1)  # beyond [0, 1] on both sides
         feature, flow = kernels.implicit(projections, times, geometry, whole)
         rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
-        found = kernels.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
+        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
     expected = (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1)
     assert {0, 255} <= set(expected.flatten().tolist())
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @interpreted
 def test_sine_is_exact_for_large_arguments():
     turns = torch.linspace(-40, 40, 4096)
-    found = torch.empty_like(turns)
-    apply_sine[(1,)](turns, found, SIZE=4096)
+    actual = torch.empty_like(turns)
+    apply_sine[(1,)](turns, actual, SIZE=4096)
     exact = torch.sin(2 * torch.pi * turns.double())
-    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=0)
+    torch.testing.assert_close(actual.double(), exact, atol=1e-6, rtol=0)
 
 
 # Compiled, for every generation
@@ -159,8 +159,8 @@ def test_compiled_kernels_use_matrix_instructions(reports, job):
         expected = "HMMA"
     else:
         expected = {90: "HGMMA", 100: "UTCHMMA"}.get(capability, "HMMA")
-    found = report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"}
-    assert found == ({expected} if expected else set())
+    actual = report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"}
+    assert actual == ({expected} if expected else set())
 
 
 @needs_triton
@@ -224,7 +224,7 @@ def launched(monkeypatch):
     pytest.importorskip("triton")
     from stif_rt.ops.implicit import triton_kernels
 
-    found = []
+    calls = []
 
     def launch(kernel, configuration, box, times, **arguments):
         function = getattr(triton_kernels, kernel)
@@ -234,10 +234,10 @@ def launched(monkeypatch):
             if isinstance(value, torch.Tensor):
                 assert value.device.type == "cuda"
                 assert value.is_contiguous()
-        found.append((kernel, arguments))
+        calls.append((kernel, arguments))
 
     monkeypatch.setattr(triton_backend, "launch", launch)
-    return found
+    return calls
 
 
 @pytest.mark.slow

@@ -19,15 +19,19 @@ def test_matches_golden_tensors(paper_model, name):
     frames, size = torch.from_numpy(golden["frames"]), tuple(golden["size"].tolist())
     with torch.no_grad():
         features = paper_model.encode(frames)
-        found = {"features": features.maps, "sif": [], "flow": [], "rgb": []}
+        actual = {"features": features.maps, "sif": [], "flow": [], "rgb": []}
         for t in golden["times"].tolist():
             decoded = paper_model.decode(features, frames, torch.full((len(frames),), t), size)
-            found["sif"].append(decoded.sif.movedim(1, -1))
-            found["flow"].append(decoded.flow.movedim(1, -1))
-            found["rgb"].append(decoded.rgb)
-    found |= {"sif": torch.stack(found["sif"]), "flow": torch.stack(found["flow"]), "rgb": torch.stack(found["rgb"], 1)}
+            actual["sif"].append(decoded.sif.movedim(1, -1))
+            actual["flow"].append(decoded.flow.movedim(1, -1))
+            actual["rgb"].append(decoded.rgb)
+    actual |= {
+        "sif": torch.stack(actual["sif"]),
+        "flow": torch.stack(actual["flow"]),
+        "rgb": torch.stack(actual["rgb"], 1),
+    }
     for array, tolerance in TOLERANCE.items():
-        np.testing.assert_allclose(found[array].numpy(), golden[array], rtol=0, atol=tolerance, err_msg=array)
+        np.testing.assert_allclose(actual[array].numpy(), golden[array], rtol=0, atol=tolerance, err_msg=array)
 
 
 def test_published_names_and_shapes():
@@ -134,6 +138,6 @@ def test_what_the_zero_state_makes_constant_is_skipped_exactly():
     align = fill_model(StateAlignment())
     x = torch.randn(2, 64, 8, 12)
     with torch.no_grad():
-        found = align(x, None)
+        actual = align(x, None)
         whole = align(x, torch.zeros_like(x))
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, whole, atol=1e-5, rtol=1e-5)

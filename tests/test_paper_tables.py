@@ -144,11 +144,11 @@ def test_means_of_a_table_are_of_the_columns_frames():
 def test_outer_frames_are_given_where_the_shot_has_them():
     """For QVI: as far before and after the window as its own ends are apart."""
     source = clip(13, shots=[(0, 9), (9, 13)])
-    found = {window.first: window for window in windows([source], 3, 2, None)}
-    assert list(found) == [0, 2, 4, 6, 9]
-    assert [first for first, window in found.items() if window.outer is not None] == [2, 4]
+    by_start = {window.first: window for window in windows([source], 3, 2, None)}
+    assert list(by_start) == [0, 2, 4, 6, 9]
+    assert [first for first, window in by_start.items() if window.outer is not None] == [2, 4]
     for n, first in enumerate((0, 6)):
-        torch.testing.assert_close(found[2].outer[n], found[first].inputs[0])
+        torch.testing.assert_close(by_start[2].outer[n], by_start[first].inputs[0])
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +194,8 @@ def test_two_stages_are_one_after_the_other(setup, name, size):
         expected = [network(torch.stack(window, 1))[..., : size[0], : size[1]] for window in windows]
     else:
         expected = [network(frame, size) for frame in between]
-    for found, wanted in zip(made, expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    for actual, wanted in zip(made, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

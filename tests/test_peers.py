@@ -29,8 +29,8 @@ def peer(name, seed=0):
     return network.eval()
 
 
-def assert_close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+def assert_close(actual, expected, tolerance=1e-4):
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "stif"])
@@ -191,10 +191,10 @@ def test_liif(name):
     features = network.features(image)
     assert_close(features, expected["features"], 2e-5)
     for size in ((61, 50), (72, 60), (96, 80)):
-        found, wanted = network(image, size), expected[f"rgb_{size[0]}x{size[1]}"]
+        actual, wanted = network(image, size), expected[f"rgb_{size[0]}x{size[1]}"]
         if size == (72, 60):  # there the published program's weights are rounding errors
-            found, wanted = (x[..., np.arange(72) != 70, :][..., np.arange(60) != 58] for x in (found, wanted))
-        assert_close(found, wanted, 1e-5)
+            actual, wanted = (x[..., np.arange(72) != 70, :][..., np.arange(60) != 58] for x in (actual, wanted))
+        assert_close(actual, wanted, 1e-5)
     size = torch.tensor(image.shape[-2:]).double()
     position = ((expected["coords"][0].double() + 1) * size - 1) / 2
     cell = (expected["cells"][0] * size).float()

@@ -41,10 +41,10 @@ def by_model(model, frames, t, size):
 )
 def test_renders_what_the_model_says(runtime, tiny_model, frames, t, request_, size):
     runtime.encode(*frames)
-    found = runtime.render(t, **request_)
-    assert found.shape == (3, *size)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, by_model(tiny_model, frames, t, size), atol=1e-4, rtol=0)
+    actual = runtime.render(t, **request_)
+    assert actual.shape == (3, *size)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, by_model(tiny_model, frames, t, size), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (4, 4), (5, 4), (17, 1)])

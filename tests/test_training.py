@@ -475,10 +475,10 @@ def test_two_processes_average_their_gradients(clips, tmp_path):
         made = FastForm(model, "float32")(batch.frames, batch.times, (16, 16))
         (charbonnier(made.rgb, batch.truth) / 2).backward()
     torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-15).step()
-    found = load_model(output / "stif-s-dcn.safetensors").state_dict()
+    actual = load_model(output / "stif-s-dcn.safetensors").state_dict()
     for name, value in model.state_dict().items():
         # Adam's first step is the gradient's sign: only where the gradient is nothing but rounding may it differ
-        differs = (found[name] - value).abs() > 1e-6
+        differs = (actual[name] - value).abs() > 1e-6
         assert differs.float().mean() < 0.02, name
 
 

@@ -37,7 +37,7 @@ def moved(shift: tuple[int, int], side: int = 128) -> torch.Tensor:
     return torch.stack((first, second))[None]
 
 
-def found(head: VelocityHead, frames: torch.Tensor) -> torch.Tensor:
+def velocity_of(head: VelocityHead, frames: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return head(*(head.extract(frames[:, k])[1] for k in (0, 1))).velocity
 
@@ -45,7 +45,7 @@ def found(head: VelocityHead, frames: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shift", [(2, 0), (0, -4), (6, 5), (-16, 8), (24, 0)])
 def test_untrained_head_finds_a_shift(shift):
     torch.manual_seed(1)
-    v = found(VelocityHead(), moved(shift))[0, :, 16:-16, 16:-16]
+    v = velocity_of(VelocityHead(), moved(shift))[0, :, 16:-16, 16:-16]
     length = sum(n * n for n in shift) ** 0.5
     assert float((v.flatten(1).mean(1) - torch.tensor(shift, dtype=torch.float32)).norm()) < 0.2 * length
 
@@ -53,9 +53,9 @@ def test_untrained_head_finds_a_shift(shift):
 def test_untrained_head_leaves_a_still_pair_still():
     torch.manual_seed(1)
     frames = moved((0, 0))
-    assert found(VelocityHead(), frames).abs().max() < 1e-4
+    assert velocity_of(VelocityHead(), frames).abs().max() < 1e-4
     flat = torch.full_like(frames, 0.3)
-    assert found(VelocityHead(), flat).abs().max() < 1e-4
+    assert velocity_of(VelocityHead(), flat).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("stride", STRIDES)

@@ -71,8 +71,8 @@ def test_written_colours_come_back(tmp_path, suffix):
     inner = np.s_[4:12, 4:12]
     for i in range(2):
         for j in range(4):
-            found = frames[1].image[16 * i : 16 * i + 16, 16 * j : 16 * j + 16][inner].reshape(-1, 3).mean(0)
-            np.testing.assert_allclose(found, colours[4 * i + j], atol=4)
+            actual = frames[1].image[16 * i : 16 * i + 16, 16 * j : 16 * j + 16][inner].reshape(-1, 3).mean(0)
+            np.testing.assert_allclose(actual, colours[4 * i + j], atol=4)
     with av.open(str(tmp_path / f"v{suffix}")) as container:
         frame = next(container.decode(video=0))
         assert frame.colorspace == 1

@@ -262,7 +262,7 @@ def test_moments_follow_the_plan(tmp_path):
     assert float(with_cut.duration) == pytest.approx(0.9, abs=0.01)
     for time in [0, 0.05, 0.32, 0.38, 0.4, 0.45, 0.89, 5, 0.05, 0.38]:
         before, after, (t,) = with_cut.at(Fraction(str(time)))
-        found = (float(before.start), float(after.start), t)
+        actual = (float(before.start), float(after.start), t)
         expected = {
             0: (0, 0.1, 0),
             0.05: (0, 0.1, 0.5),
@@ -271,7 +271,7 @@ def test_moments_follow_the_plan(tmp_path):
             0.4: (0.4, 0.5, 0),
             0.45: (0.4, 0.5, 0.5),
         }.get(time, (0.8, 0.8, 1))
-        assert found == pytest.approx(expected), time
+        assert actual == pytest.approx(expected), time
 
 
 def test_wish_is_what_the_page_sends():

@@ -57,8 +57,8 @@ def forward_to(module: str) -> Any:
     """A command of the source checkout's ``benchmarks`` folder, which no wheel holds."""
 
     def command(context: typer.Context) -> None:
-        found = import_benchmarks(module, f"bench {module}", Path(__file__).resolve().parents[1])
-        found.app(context.args, prog_name=f"stif-rt bench {module}", standalone_mode=False)
+        commands = import_benchmarks(module, f"bench {module}", Path(__file__).resolve().parents[1])
+        commands.app(context.args, prog_name=f"stif-rt bench {module}", standalone_mode=False)
 
     return command
 

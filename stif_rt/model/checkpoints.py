@@ -163,7 +163,7 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
 def check_parameters(
     path: Path,
     expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
     network: str = "its network",
     largest: float = torch.finfo(torch.float32).max,
 ) -> None:
@@ -172,16 +172,16 @@ def check_parameters(
     largest: of the values' magnitudes: what the dtypes hold that they are going to be converted to.
     """
     problems: dict[str, list[str]] = {
-        "missing": sorted(set(expected) - set(found)),
-        "unexpected": sorted(set(found) - set(expected)),
+        "missing": sorted(set(expected) - set(state)),
+        "unexpected": sorted(set(state) - set(expected)),
         "of a kind that cannot be loaded": [],
         "of the wrong shape": [],
         "not finite": [],
         f"beyond {largest:.6g}, too large for a network": [],
     }
     *_, kinds, shapes, infinite, large = problems.values()
-    for name in sorted(set(expected) & set(found)):
-        value, wanted = found[name], expected[name]
+    for name in sorted(set(expected) & set(state)):
+        value, wanted = state[name], expected[name]
         if kind := _unusable_kind(value, wanted):
             kinds.append(f"{name} ({kind})")
         elif value.shape != wanted.shape:

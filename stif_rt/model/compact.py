@@ -60,8 +60,8 @@ class CompactEncoder(nn.Module):
         (_, first), (_, second) = (self.velocity_head.extract(frames[:, k]) for k in (0, 1))
         return self._on_the_maps_grid(self.velocity_head(first, second).velocity)
 
-    def _on_the_maps_grid(self, found: Tensor) -> Tensor:
-        return resize(found, HEAD_STRIDE // self.config.feature_stride)
+    def _on_the_maps_grid(self, velocity: Tensor) -> Tensor:
+        return resize(velocity, HEAD_STRIDE // self.config.feature_stride)
 
     def merge(self, pair: list[Extracted], velocity: Tensor | None = None) -> Features:
         """The part that knows both frames."""

@@ -166,8 +166,8 @@ class Alignment(nn.Module):
             """The convolution of x and y, one after the other; of x alone where y is zero."""
             convolution = layer(name)
             if y is None:
-                found = F.conv2d(x, convolution.weight[:, :CHANNELS], convolution.bias, padding=1)
-                return leaky(found) if activate else found
+                out = F.conv2d(x, convolution.weight[:, :CHANNELS], convolution.bias, padding=1)
+                return leaky(out) if activate else out
             x = torch.cat((x, y), 1)
             return conv_leaky(convolution, x) if activate else convolution(x)
 

@@ -73,8 +73,8 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that the host can still give, within the limit of its container; None where that is not known."""
     amounts = []
     try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text())
-        amounts += [int(found[1]) * 1024] if found else []
+        match = re.search(r"MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text())
+        amounts += [int(match[1]) * 1024] if match else []
         group = root / "sys/fs/cgroup"
         limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
         amounts += [max(int(limit) - int(used), 0)] if limit.isdecimal() else []

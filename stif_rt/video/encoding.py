@@ -208,8 +208,8 @@ def encoder_name(codec: str) -> str:
 
 def encoder_formats(codec: str) -> list[str]:
     """The pixel formats that an encoder takes and this package can write; none where it does not say."""
-    found = av.Codec(codec, "w")
-    return [format.name for format in found.video_formats or [] if layout(format.name) is not None]
+    encoder = av.Codec(codec, "w")
+    return [format.name for format in encoder.video_formats or [] if layout(format.name) is not None]
 
 
 def _checked_format(name: str | None, codec: str, offered: list[str]) -> str | None:

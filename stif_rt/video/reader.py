@@ -435,8 +435,8 @@ class VideoReader:
         """See ``Reader.read``."""
         decoder = None
         try:
-            if start > SEEK_FROM and (found := self._seek(start, context)):
-                decoder, pictures = found
+            if start > SEEK_FROM and (target := self._seek(start, context)):
+                decoder, pictures = target
             else:
                 decoder = _Decoder(self.path, self.stream_index, self.notices)
                 pictures = decoder.pictures()

@@ -43,10 +43,10 @@ def expected(
     features, frames, times = inputs(case, model.config)
     features, frames, times = Features(features.maps.to(dtype), features.velocity), frames.to(dtype), times.to(dtype)
     with torch.no_grad():
-        found = [model.to(dtype)(features, frames, times[:, n], case.outputs) for n in range(times.shape[1])]
+        decoded_frames = [model.to(dtype)(features, frames, times[:, n], case.outputs) for n in range(times.shape[1])]
 
     def stack(name: str) -> torch.Tensor | None:
-        parts = [getattr(decoded, name) for decoded in found]
+        parts = [getattr(decoded, name) for decoded in decoded_frames]
         return None if parts[0] is None else torch.stack(parts, 1)
 
     sif, flow = (None if (x := stack(name)) is None else x.movedim(2, -1) for name in ("sif", "flow"))
