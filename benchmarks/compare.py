@@ -46,7 +46,7 @@ from stif_rt.data.resize import degrade
 from stif_rt.evaluation.metrics import psnr, ssim
 from stif_rt.model.checkpoints import load_model
 from stif_rt.runtime import bundled_weights
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 CPU = torch.device("cpu")
 SSIM_SIDE = 11
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     build: Callable[[Peers], Render]
 
 
-def ours(peers: Peers) -> Render:
+def stif_rt_render(peers: Peers) -> Render:
     """With what ``Runtime.load`` chooses by itself."""
     return through(Runtime.load(device=CPU))
 
@@ -119,7 +119,7 @@ def stages(name: str) -> Callable[[Peers], Render]:
 
 
 METHODS = {
-    "stif-rt": Entry("stif-rt", ours),
+    "stif-rt": Entry("stif-rt", stif_rt_render),
     "stif": Entry("its network, PyTorch", plain(compile=False)),
     "stif-compiled": Entry("its network, torch.compile", plain(compile=True)),
     "stif-onnx": Entry("stif-rt, encoder by ONNX Runtime", onnx_encoder),
@@ -222,7 +222,7 @@ def measure_all(
                 point = {"scale": scale, "time_scale": time_scale, "round": number}
                 progress.update(bar, description=f"round {number} of {rounds}, {describe(point)}, {name}")
                 work = functools.partial(sample, results, frames, built, peers, name, **point)
-                made = results.take(functools.partial(attempt, work), Line(name, ""), **point)
+                made = results.measure_sample(functools.partial(attempt, work), Line(name, ""), **point)
                 if made is not None and "error" in made:
                     console.print(f"{describe(point)}, {name}: {made['error']}", highlight=False, markup=False)
                 progress.advance(bar)
@@ -244,7 +244,7 @@ def sample(
     task = make_task(frames, tuple(settings["input"]), settings["pairs"], scale, time_scale)
     if name not in built:
         built[name] = METHODS[name].build(peers)
-    return once(built[name], task, score=round == 0)
+    return measure_once(built[name], task, score=round == 0)
 
 
 def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"}
 
 
-def once(render: Render, task: Task, score: bool) -> dict[str, Any]:
+def measure_once(render: Render, task: Task, score: bool) -> dict[str, Any]:
     """Seconds for each output frame, and bytes at most; or PSNR and SSIM of the frames that were hidden."""
     made: list[Any] = []
 
@@ -270,7 +270,7 @@ def once(render: Render, task: Task, score: bool) -> dict[str, Any]:
             yield picture
 
     peak = PeakMemory(CPU)
-    times = laps(steps(), CPU)
+    times = time_steps(steps(), CPU)
     if len(times) != len(task.truth) - 1:
         raise ValueError(f"made {len(times)} frames instead of {len(task.truth) - 1}")
     if not score:

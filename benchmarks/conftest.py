@@ -16,7 +16,7 @@ from helpers.cases import CASES, MEASURED
 
 from stif_rt import dtypes
 from stif_rt.dtypes import parse_dtype
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 DTYPES = {name: parse_dtype(name) for name in dtypes.DTYPES}
@@ -51,7 +51,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
     n, size = (1024, 1 << 26) if device.type == "cpu" else (8192, 1 << 28)
 
     def fastest(work: Callable[[], object]) -> float:
-        return min(laps((work() for _ in range(5)), device))
+        return min(time_steps((work() for _ in range(5)), device))
 
     seconds = []
     for kind in (dtype, torch.float32):

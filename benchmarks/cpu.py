@@ -37,7 +37,7 @@ from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 from stif_rt.video.writer import write_video
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -174,7 +174,7 @@ def measure(rows: list[Row], rounds: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {row.name: [] for row in rows}
     for number in range(rounds + 1):
         for row in rows:
-            (seconds,) = laps((row.run() for _ in range(1)), CPU)
+            (seconds,) = time_steps((row.run() for _ in range(1)), CPU)
             if number:  # the first round warms up
                 samples[row.name].append(seconds)
     return {name: statistics.median(times) for name, times in samples.items()}
@@ -201,7 +201,7 @@ def growth() -> None:
     runtime.encode(picture, np.roll(picture, 3, 1))
     table = Table("output", "megapixels", "seconds per megapixel", "largest memory so far, GiB")
     for H, W in ((234, 416), (450, 800), (720, 1280), (1080, 1920), (2160, 3840)):
-        seconds = statistics.median(laps((runtime.render(0.5, size=(H, W)) for _ in range(3)), CPU))
+        seconds = statistics.median(time_steps((runtime.render(0.5, size=(H, W)) for _ in range(3)), CPU))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{1e6 * seconds / (H * W):.2f}", f"{memory:.2f}")
     Console(width=120).print(table)

@@ -37,7 +37,7 @@ from benchmarks.peers import size_table
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
 from benchmarks.two_stage import ENLARGERS, INTERPOLATORS
 from stif_rt.cli.options import parse_size
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 TIME_SCALES = [2, 4, 8, 16]
 ALL_METHODS = list(METHODS)
@@ -75,11 +75,13 @@ def figure3(
     inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     if quick and seconds is None:
         seconds = QUICK_SECONDS
-    chosen = device_of(device)
-    lines = plan(method, dtype, kernels, chosen)
+    torch_device = device_of(device)
+    lines = plan(method, dtype, kernels, torch_device)
     settings = {"input": list(inputs), "scale": SCALE, "compile": compile, "weights": sorted(weights)}
-    results = Results(output, "figure3", settings, chosen, fresh)
-    measure_all(results, lines, sorted(set(time_scale)), inputs, Loaded(chosen, compile, weights), rounds, seconds)
+    results = Results(output, "figure3", settings, torch_device, fresh)
+    measure_all(
+        results, lines, sorted(set(time_scale)), inputs, Loaded(torch_device, compile, weights), rounds, seconds
+    )
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
@@ -104,8 +106,8 @@ def measure_all(
 
     def sample(line: Line, time_scale: int) -> dict[str, Any]:
         method = loaded(line)
-        loaded.warm_up(line, lambda: laps(pair(method, frames, time_scale), loaded.device))
-        encode, *made = laps(pair(method, frames, time_scale), loaded.device)
+        loaded.warm_up(line, lambda: time_steps(pair(method, frames, time_scale), loaded.device))
+        encode, *made = time_steps(pair(method, frames, time_scale), loaded.device)
         assert len(made) == time_scale
         return {"encode": encode, "frames": made}
 
@@ -117,7 +119,7 @@ def measure_all(
                 for line in lines:
                     progress.update(task, description=f"round {number + 1} of {rounds}, x{time_scale}, {line.label}")
                     work = functools.partial(sample, line, time_scale)
-                    result = results.take(work, line, time_scale=time_scale, round=number)
+                    result = results.measure_sample(work, line, time_scale=time_scale, round=number)
                     if result is not None:
                         progress.console.print(f"x{time_scale} {line.label}: {format_sample(result)}", highlight=False)
                     progress.advance(task)
@@ -195,8 +197,8 @@ def tables(results: Results) -> str:
 
 
 def fastest(results: Results, lines: list[Line], time_scale: int) -> Line | None:
-    ours = [line for line in lines if line.method == BASE and totals(results, line, time_scale)]
-    return min(ours, key=lambda line: median(totals(results, line, time_scale)), default=None)
+    own = [line for line in lines if line.method == BASE and totals(results, line, time_scale)]
+    return min(own, key=lambda line: median(totals(results, line, time_scale)), default=None)
 
 
 def spread(results: Results, line: Line, time_scale: int) -> str:
@@ -207,8 +209,8 @@ def spread(results: Results, line: Line, time_scale: int) -> str:
 
 
 def ratio(results: Results, line: Line, best: Line, time_scale: int) -> str:
-    other, ours = totals(results, line, time_scale), totals(results, best, time_scale)
-    return f"{median(other) / median(ours):.3g}" if other and ours else ""
+    other, own = totals(results, line, time_scale), totals(results, best, time_scale)
+    return f"{median(other) / median(own):.3g}" if other and own else ""
 
 
 def apart(results: Results, line: Line) -> str | None:

@@ -30,7 +30,7 @@ from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
 from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import make_kernels, triton_backend
 from stif_rt.runtime import Runtime
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
 RESULTS = Path(__file__).parent / "results"
@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def milliseconds(run: Callable[[], object], rounds: int = 30) -> float:
     """Median time of a call, after three to warm up."""
-    return 1000 * statistics.median(laps((run() for _ in range(3 + rounds)), torch.device("cuda"))[3:])
+    return 1000 * statistics.median(time_steps((run() for _ in range(3 + rounds)), torch.device("cuda"))[3:])
 
 
 @torch.inference_mode()

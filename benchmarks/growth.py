@@ -35,7 +35,7 @@ from benchmarks.measure import (
     write_csv,
 )
 from benchmarks.plot import line_styles, log_scales, mark_failures, new_figure, save
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 MEGAPIXELS = [0.1, 0.25, 0.5, 1, 2, 4, 8]
 FRAMES = [1, 2, 4, 8, 16]
@@ -66,12 +66,19 @@ def growth(
     if quick:
         rounds = 1
         megapixels, counts = megapixels[:2], counts[:2]
-    chosen = device_of(device)
+    torch_device = device_of(device)
     inputs = input_size(size or (QUICK_SIZE if quick else PAPER_SIZE))
     settings = {"input": list(inputs), "compile": compile, "weights": sorted(weights)}
-    results = Results(output, "growth", settings, chosen, fresh)
+    results = Results(output, "growth", settings, torch_device, fresh)
     cases = [{"megapixels": n, "count": 0} for n in megapixels] + [{"megapixels": 0, "count": n} for n in counts]
-    measure_all(results, plan(METHODS, dtype, kernels, chosen), cases, inputs, Loaded(chosen, compile, weights), rounds)
+    measure_all(
+        results,
+        plan(METHODS, dtype, kernels, torch_device),
+        cases,
+        inputs,
+        Loaded(torch_device, compile, weights),
+        rounds,
+    )
     console.print(f"wrote {results.path.with_suffix('')}.json, .csv, .md, .png, .svg", highlight=False)
 
 
@@ -82,8 +89,8 @@ def measure_all(
 
     def sample(line: Line, megapixels: float, count: int) -> dict[str, Any]:
         method = loaded(line)
-        loaded.warm_up(line, lambda: once(method, frames, MEGAPIXELS[0], 1))
-        return once(method, frames, megapixels or FRAME_MEGAPIXELS, count or 1)
+        loaded.warm_up(line, lambda: measure_once(method, frames, MEGAPIXELS[0], 1))
+        return measure_once(method, frames, megapixels or FRAME_MEGAPIXELS, count or 1)
 
     with progress_bar() as progress:
         task = progress.add_task("", total=rounds * len(cases) * len(lines))
@@ -92,14 +99,16 @@ def measure_all(
                 for line in lines:
                     name = f"{point['megapixels']:g} MP" if point["megapixels"] else f"{point['count']} frames"
                     progress.update(task, description=f"round {number + 1} of {rounds}, {name}, {line.label}")
-                    result = results.take(functools.partial(sample, line, **point), line, **point, round=number)
+                    result = results.measure_sample(
+                        functools.partial(sample, line, **point), line, **point, round=number
+                    )
                     if result is not None:
                         progress.console.print(f"{name}, {line.label}: {format_sample(result)}", highlight=False)
                     progress.advance(task)
             write(results)
 
 
-def once(method: Method, frames: torch.Tensor, megapixels: float, count: int) -> dict[str, Any]:
+def measure_once(method: Method, frames: torch.Tensor, megapixels: float, count: int) -> dict[str, Any]:
     """Seconds for the pair and for its frames, and the peak memory of the frames in bytes."""
     size = frame_size(megapixels, (frames.shape[-2], frames.shape[-1]))
     peaks = []
@@ -110,7 +119,7 @@ def once(method: Method, frames: torch.Tensor, megapixels: float, count: int) ->
         peaks.append(PeakMemory(frames.device))
         yield from method.frames(pair, count, size)
 
-    encode, *made = laps(steps(), frames.device)
+    encode, *made = time_steps(steps(), frames.device)
     return {"encode": encode, "frames": sum(made), "memory": peaks[0].bytes()}
 
 

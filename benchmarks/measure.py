@@ -120,18 +120,18 @@ class Results:
     def samples(self) -> list[dict[str, Any]]:
         return self.content["samples"]
 
-    def find(self, line: Line, **asked: Any) -> list[dict[str, Any]]:
-        wanted = asdict(line) | asked
+    def find(self, line: Line, **point: Any) -> list[dict[str, Any]]:
+        wanted = asdict(line) | point
         return [sample for sample in self.samples if all(sample.get(key) == value for key, value in wanted.items())]
 
-    def take(self, measure: Callable[[], dict[str, Any]], line: Line, **asked: Any) -> dict[str, Any] | None:
+    def measure_sample(self, measure: Callable[[], dict[str, Any]], line: Line, **point: Any) -> dict[str, Any] | None:
         """Measures, unless the sample is there or its first round failed. Failures that a figure marks are recorded."""
-        first = self.find(line, **(asked | {"round": 0}))
-        if self.find(line, **asked) or (first and "error" in first[0]):
+        first = self.find(line, **(point | {"round": 0}))
+        if self.find(line, **point) or (first and "error" in first[0]):
             return None
         with survivable(memory_limit=self.content["machine"]["device"] == "CPU") as failure:
             measured = measure()
-        sample = asdict(line) | asked | {"run": len(self.content["runs"]) - 1} | (failure or measured)
+        sample = asdict(line) | point | {"run": len(self.content["runs"]) - 1} | (failure or measured)
         self.samples.append(sample)
         self.save()
         return sample

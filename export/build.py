@@ -84,9 +84,11 @@ def parse(trt: Any, flavour: str, builder: Any, graph: Path, log: Any) -> tuple[
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        said = "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors[:3])
+        messages = "; ".join(
+            f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors[:3]
+        )
         raise RuntimeError(
-            f"{flavour} cannot read {graph.name}: {said}. TensorRT-RTX needs the form grid-sample, TensorRT takes "
+            f"{flavour} cannot read {graph.name}: {messages}. TensorRT-RTX needs the form grid-sample, TensorRT takes "
             "plugin and grid-sample"
         )
     return network, parser

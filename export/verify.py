@@ -10,7 +10,7 @@ from stif_rt.bundle import Bundle, Size
 from stif_rt.engines import Engine, make_bundle_engine, onnxruntime_engine, tensorrt_engine
 from stif_rt.errors import CannotRunError
 from stif_rt.model.encoder import Features
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
 """Largest error of a feature or velocity, as a share of the largest one of float32 (or of 1, where that is larger)."""
@@ -82,7 +82,7 @@ def _compare(
 ) -> Result:
     given = frames.to(device)
     made = [None if x is None else x.float().cpu() for x in engine(given)]
-    times = laps((engine(given) for _ in range(TRIALS)), device)
+    times = time_steps((engine(given) for _ in range(TRIALS)), device)
     errors = [_errors(x, right) for x, right in zip(made, expected, strict=True) if right is not None]
     size = Size(frames.shape[0], *frames.shape[-2:])
     largest, mean = (max(float(number) for number in numbers) for numbers in zip(*errors, strict=True))

@@ -69,9 +69,9 @@ class Sizes(NamedTuple):
         """Raises ValueError for frames of another size. multiple: what their sides are padded to."""
         if all(low <= n <= high for low, n, high in zip(self.smallest, size, self.largest, strict=True)):
             return
-        taken = f"{self.largest} only" if self.fixed else f"from {self.smallest} to {self.largest}"
+        sizes = f"{self.largest} only" if self.fixed else f"from {self.smallest} to {self.largest}"
         raise ValueError(
-            f"this encoder was exported for frames {taken} (sides padded to multiples of {multiple}), not {size}; "
+            f"this encoder was exported for frames {sizes} (sides padded to multiples of {multiple}), not {size}; "
             "export it again with another --size"
         )
 

@@ -50,8 +50,8 @@ def explain_out_of_memory(work: str, needed: int, remedy: str) -> Iterator[None]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        asked = re.search(r"allocate ([\d.]+ (?:[KMGT]i?B|bytes))", str(error))
-        failed = f" ({asked[1]} at once were refused)" if asked else ""
+        refused = re.search(r"allocate ([\d.]+ (?:[KMGT]i?B|bytes))", str(error))
+        failed = f" ({refused[1]} at once were refused)" if refused else ""
         raise OutOfMemoryError(f"{work} needs about {format_bytes(needed)} of memory{failed}; {remedy}") from error
 
 

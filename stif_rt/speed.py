@@ -12,7 +12,7 @@ from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime, bundled_weights, output_size
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 MODELS = ("stif-s", "stif")
 """The configuration of the bundled weights, and the paper's network."""
@@ -120,5 +120,5 @@ def measure_once(model: str, backend: str, runtime: Runtime, inputs: tuple[int, 
         lambda: runtime.encode(frames[0], frames[1]),
         lambda: runtime.render(0.5, size=outputs),
     ]
-    encode, render = (min(laps((step() for _ in range(2)), runtime.device)) for step in work)
+    encode, render = (min(time_steps((step() for _ in range(2)), runtime.device)) for step in work)
     return Speed(model, backend, dtype_name(runtime.dtype), inputs, outputs, encode, render)

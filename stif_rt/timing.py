@@ -8,7 +8,7 @@ import torch
 
 
 @torch.inference_mode()
-def laps(steps: Iterable[object], device: torch.device) -> list[float]:
+def time_steps(steps: Iterable[object], device: torch.device) -> list[float]:
     """Measure how long each item of ``steps`` takes to be made.
 
     On a GPU this is the time between events on its stream; the host waits only before the first step and after the

@@ -19,7 +19,7 @@ from stif_rt import speed as speed_module
 from stif_rt.cli import bench
 from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime, choose_dtype
-from stif_rt.timing import laps
+from stif_rt.timing import time_steps
 
 CPU = torch.device("cpu")
 SIZE = (8, 12)
@@ -48,8 +48,8 @@ def test_every_method_makes_all_frames_of_a_pair(methods, name):
 
 @pytest.mark.slow
 def test_runtime_and_plain_model_make_the_same_frames(methods):
-    for ours, plain in zip(frames(methods, "stif-rt", 3), frames(methods, "stif", 3), strict=True):
-        torch.testing.assert_close(ours, plain.clamp(0, 1), atol=1e-4, rtol=0)
+    for fast, plain in zip(frames(methods, "stif-rt", 3), frames(methods, "stif", 3), strict=True):
+        torch.testing.assert_close(fast, plain.clamp(0, 1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
 
 
 def test_laps_are_the_time_of_each_step():
-    actual = laps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
+    actual = time_steps((time.sleep(seconds) for seconds in (0.01, 0.05)), CPU)
     assert len(actual) == 2
     assert actual[0] >= 0.01
     assert actual[1] >= 0.05
@@ -212,11 +212,13 @@ def test_lines_name_backends_once():
 
 def test_results_are_never_half_written(light, tmp_path, monkeypatch):
     results = Results(tmp_path, "figure3", {}, CPU, False)
-    results.take(lambda: {"encode": 1.0, "frames": [1.0]}, Line("bicubic", "float32"), time_scale=1, round=0)
+    results.measure_sample(lambda: {"encode": 1.0, "frames": [1.0]}, Line("bicubic", "float32"), time_scale=1, round=0)
     before = results.path.read_text()
     monkeypatch.setattr(json, "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        results.take(lambda: {"encode": 1.0, "frames": [1.0]}, Line("bicubic", "float32"), time_scale=1, round=1)
+        results.measure_sample(
+            lambda: {"encode": 1.0, "frames": [1.0]}, Line("bicubic", "float32"), time_scale=1, round=1
+        )
     assert results.path.read_text() == before
 
 

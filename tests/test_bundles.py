@@ -241,14 +241,14 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_bundles_are_refused(bundle, kind):
-    damage, said = DAMAGE[kind]
+    damage, message = DAMAGE[kind]
     damage(bundle)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Runtime.load(bundle, device="cpu")
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         ({"encoder": "tensorrt"}, ValueError, "made for 'onnx'"),
         ({"encoder": "magic"}, ValueError, "magic"),
@@ -258,8 +258,8 @@ def test_damaged_bundles_are_refused(bundle, kind):
         ({"max_memory": 0}, ValueError, "max_memory"),
     ],
 )
-def test_wrong_options_for_a_bundle(bundle, options, error, said):
-    with pytest.raises(error, match=said):
+def test_wrong_options_for_a_bundle(bundle, options, error, message):
+    with pytest.raises(error, match=message):
         Runtime.load(bundle, **{"device": "cpu", **options})
 
 
@@ -331,7 +331,7 @@ def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph, weigh
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["bundle", "--output", "taken"], "taken exists; give --overwrite"),
         (["bundle", "--output", "folder", "--overwrite"], "not a bundle, so it is not replaced"),
@@ -356,7 +356,7 @@ def test_tensorrt_rtx_bundle(monkeypatch, capsys, tmp_path, compact_graph, weigh
         (["verify", "folder"], "not a bundle"),
     ],
 )
-def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, traced, arguments, said):
+def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, traced, arguments, message):
     if "tensorrt-rtx" in arguments:
         pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, of the extra rtx")
     monkeypatch.chdir(tmp_path)
@@ -368,7 +368,7 @@ def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, traced, arguments
     (tmp_path / "taken" / MANIFEST).write_text("{}")
     status, _, err = call(monkeypatch, capsys, "export", *arguments)
     assert status == 1
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert {path.name for path in tmp_path.iterdir()} == {".cache", "folder", "file", "taken"}
     assert (tmp_path / "taken" / MANIFEST).read_text() == "{}"

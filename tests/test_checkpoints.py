@@ -145,9 +145,9 @@ DAMAGE = {
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.filterwarnings("ignore:.*prototype stage")
 def test_what_is_wrong_with_parameters_is_said(plain, tmp_path, how):
-    damage, said = DAMAGE[how]
+    damage, message = DAMAGE[how]
     torch.save(damage(dict(plain.state_dict())), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "w.pth")
 
 
@@ -160,7 +160,7 @@ def test_quantised_parameters_are_refused(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ('{"back_blocks": 1000000000}', "back_blocks is 1000000000; it must be from 0 to 256"),
         ('{"front_blocks": -1}', "front_blocks is -1"),
@@ -177,10 +177,10 @@ def test_quantised_parameters_are_refused(plain, tmp_path):
         ("[" * 10_000, "nested too deeply"),
     ],
 )
-def test_what_is_wrong_with_a_configuration_is_said(tmp_path, config, said):
+def test_what_is_wrong_with_a_configuration_is_said(tmp_path, config, message):
     """Before anything is built: the files are a few hundred bytes."""
     save_file({"encode_imnet.net.0.linear.weight": torch.zeros(1, 1)}, tmp_path / "w.safetensors", {"config": config})
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "w.safetensors")
 
 
@@ -208,7 +208,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
         (lambda value, path: torch.save({"conv_first.weight": value}, path), "it holds the Python object [a-z]+.mkdir"),
         (lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2)), "it holds the Python object"),
@@ -217,10 +217,10 @@ class Bomb:
         (lambda value, path: torch.save(torch.nn.Linear(2, 2), path), "it holds the Python object torch.nn"),
     ],
 )
-def test_code_in_a_checkpoint_is_never_run(tmp_path, write, said):
+def test_code_in_a_checkpoint_is_never_run(tmp_path, write, message):
     Bomb.target = tmp_path / "exploded"
     write(Bomb(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=f"not a checkpoint of plain tensors: {said}") as caught:
+    with pytest.raises(ValueError, match=f"not a checkpoint of plain tensors: {message}") as caught:
         load_model(tmp_path / "w.pth")
     told = "".join(traceback.format_exception(caught.value)).partition("Traceback")[2]
     assert not {"weights_only", "add_safe_globals", "arbitrary"} & set(re.findall(r"\w+", told))
@@ -229,7 +229,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, write, said):
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"not weights at all", "not a"),
@@ -241,9 +241,9 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, write, said):
         (b"PK\x03\x04" + bytes(100), "not a"),
     ],
 )
-def test_other_files_give_a_clear_error(tmp_path, name, content, said):
+def test_other_files_give_a_clear_error(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} .*({said})") as caught:
+    with pytest.raises(ValueError, match=rf"{name} .*({message})") as caught:
         load_model(tmp_path / name)
     assert "weights_only" not in str(caught.value)
 

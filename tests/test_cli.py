@@ -111,7 +111,7 @@ def test_one_image(monkeypatch, capsys, tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere.mp4", "out.mp4"], "nowhere.mp4 does not exist"),
         (["text.mp4", "out.mp4"], "cannot be read as a video"),
@@ -138,7 +138,7 @@ def test_one_image(monkeypatch, capsys, tmp_path, weights):
         (["in.mp4", "out.mp4", "--device", "toaster"], "toaster"),
     ],
 )
-def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, arguments, said):
+def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "in.mp4", [picture(n) for n in range(2)])
     (tmp_path / "text.mp4").write_text("text")
@@ -146,7 +146,7 @@ def test_mistakes_are_explained(monkeypatch, capsys, tmp_path, arguments, said):
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     status, _, err = call(monkeypatch, capsys, "render", *arguments)
     assert status == 1
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 

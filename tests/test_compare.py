@@ -97,7 +97,7 @@ def test_quality_is_that_of_hidden_frames():
     assert [frame.shape for frame in task.inputs] == [(12, 16, 3)] * 3
     assert len(task.truth) == 9
     wrong = [frame if n % 4 else 255 - frame for n, frame in enumerate(task.truth[:-1])]
-    measured = compare.once(lambda *arguments: wrong, task, score=True)
+    measured = compare.measure_once(lambda *arguments: wrong, task, score=True)
     assert measured["psnr"] == 100
     assert measured["ssim"] == pytest.approx(1)
     grey = np.full((16, 16, 3), 100, np.uint8)

@@ -326,7 +326,7 @@ def test_choices(colour, options, codec, pixel_format):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"codec": "nothing"}, "no encoder 'nothing'"),
         ({"codec": "aac"}, "does not encode video"),
@@ -334,8 +334,8 @@ def test_choices(colour, options, codec, pixel_format):
         ({"codec": "libx264", "pixel_format": "rgb24"}, "libx264 does not write rgb24; it writes yuv420p"),
     ],
 )
-def test_what_does_not_exist_is_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_does_not_exist_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         choose_encoding(".mp4", Colour(), Notices(), **options)
 
 

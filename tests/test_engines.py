@@ -104,10 +104,10 @@ def test_compiled_shares_frames_of_consecutive_pairs_too(frames):
 
 def test_without_a_compiler_auto_goes_on_and_a_name_is_an_error(monkeypatch):
     monkeypatch.setattr(torch_compiled.shutil, "which", lambda name: None)
-    for device, said in (("cpu", "no g.. or clang"), ("cuda", "no gcc or clang|needs Triton")):
-        assert re.search(said, torch_compiled.unavailable_reason(torch.device(device), torch.float32))
+    for device, message in (("cpu", "no g.. or clang"), ("cuda", "no gcc or clang|needs Triton")):
+        assert re.search(message, torch_compiled.unavailable_reason(torch.device(device), torch.float32))
         assert choose_engine("auto", torch.device(device), torch.float32) == "torch"
-        with pytest.raises(CannotRunError, match=said):
+        with pytest.raises(CannotRunError, match=message):
             choose_engine("compiled", torch.device(device), torch.float32)
     with pytest.raises(ValueError, match="unknown encoder engine 'magic'"):
         choose_engine("magic", CPU, torch.float32)

@@ -197,7 +197,7 @@ class Stem(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("form", "opset", "dtype", "said"),
+    ("form", "opset", "dtype", "message"),
     [
         ("magic", 20, "float32", "magic"),
         ("standard", 18, "float32", "19 to 25"),
@@ -205,8 +205,8 @@ class Stem(torch.nn.Module):
         ("standard", 20, "bfloat16", "22 or later"),
     ],
 )
-def test_what_cannot_be_exported(form, opset, dtype, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_exported(form, opset, dtype, message):
+    with pytest.raises(ValueError, match=message):
         graphs.check(form, opset, dtype)
 
 
@@ -316,13 +316,13 @@ def test_tensorrt_rtx_reads_bfloat16(rtx, half_graphs, tmp_path):
 
 def test_tensorrt_rtx_engine_is_cached_under_what_it_depends_on(rtx, half_graphs, tmp_path):
     graphs.save(graphs.finish(half_graphs["bfloat16"], "grid-sample", 22), tmp_path / "encoder.onnx")
-    said: list[str] = []
-    given = (tmp_path / "encoder.onnx", "tensorrt-rtx", FIXED, "bfloat16", tmp_path / "cache", said.append)
+    messages: list[str] = []
+    given = (tmp_path / "encoder.onnx", "tensorrt-rtx", FIXED, "bfloat16", tmp_path / "cache", messages.append)
     first, key = build.cached_engine(*given)
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert "engine taken from the cache" not in said
+    assert "engine taken from the cache" not in messages
     assert build.cached_engine(*given) == (first, key)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == written
-    assert said[-1] == "engine taken from the cache"
+    assert messages[-1] == "engine taken from the cache"
     assert key["builder"] == f"tensorrt-rtx {rtx.__version__}"
     assert set(key) == {"builder", "gpu", "graph", "sizes", "dtype"}

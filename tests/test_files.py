@@ -92,8 +92,8 @@ def test_what_appears_meanwhile_is_kept(tmp_path):
 
 def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, said in (("pipe", "regular"), ("", "folder"), ("none/x", "does not exist")):
-        with pytest.raises(OSError, match=said):
+    for name, message in (("pipe", "regular"), ("", "folder"), ("none/x", "does not exist")):
+        with pytest.raises(OSError, match=message):
             write_whole(tmp_path / name, b"x")
     assert names(tmp_path) == ["pipe"]
 

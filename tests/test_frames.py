@@ -147,9 +147,9 @@ def test_quantised_frames_are_refused(runtime):
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_frames_are_refused_in_one_line(runtime, kind):
-    make, error, said = REFUSED[kind]
+    make, error, message = REFUSED[kind]
     frame = make()
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=message) as caught:
         runtime.encode(frame, frame)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -186,7 +186,7 @@ def test_float_buffers_are_not_shared(runtime):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"t": 10**400}, "t must be"),
         ({"t": [0.5, 10**400]}, "t must be"),
@@ -206,9 +206,9 @@ def test_float_buffers_are_not_shared(runtime):
     ],
     ids=str,
 )
-def test_requests_that_cannot_be_are_said_in_one_line(runtime, arguments, said):
+def test_requests_that_cannot_be_are_said_in_one_line(runtime, arguments, message):
     pair = runtime.encode(RGB, RGB)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         pair.render(**arguments)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200

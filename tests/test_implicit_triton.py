@@ -43,8 +43,8 @@ if triton_backend.interpreted():
 
     @triton.jit
     def apply_sine(turns, out, SIZE: tl.constexpr):
-        place = tl.arange(0, SIZE)
-        tl.store(out + place, sine(tl.load(turns + place)))
+        index = tl.arange(0, SIZE)
+        tl.store(out + index, sine(tl.load(turns + index)))
 
 
 @pytest.mark.slow
@@ -76,11 +76,11 @@ def test_launch_configurations_do_not_change_the_result(variant, capability):
     config, whole = VARIANTS[variant], Box(0, 0, 5, 9)
     features, frames, times, geometry = inputs(config, (4, 6), (5, 9))
     pictures = []
-    for chosen in (
+    for configuration in (
         triton_backend.INTERPRETED,
         triton_backend.launches(capability, torch.float32 if capability < (8, 0) else torch.half),
     ):
-        kernels = triton_backend.TritonKernels(fold(functions(config), TURNS), torch.float32, chosen)
+        kernels = triton_backend.TritonKernels(fold(functions(config), TURNS), torch.float32, configuration)
         with torch.inference_mode():
             projections = kernels.project(features, frames)
             feature, flow = kernels.implicit(projections, times, geometry, whole)
@@ -323,5 +323,5 @@ def test_gpus_that_cannot_run_are_named(monkeypatch, capability, available, expe
 )
 def test_widths_without_kernels_are_named(monkeypatch, widths, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    said = triton_backend.unavailable_reason(Config(**widths), torch.device("cuda"), torch.float16)
-    assert said is None if reason is None else re.search(reason, said)
+    message = triton_backend.unavailable_reason(Config(**widths), torch.device("cuda"), torch.float16)
+    assert message is None if reason is None else re.search(reason, message)

@@ -59,18 +59,18 @@ def test_every_kind_of_frame(runtime):
 
 
 def test_frames_are_taken_as_they_are_needed(runtime):
-    taken = 0
+    count = 0
 
     def endless():
-        nonlocal taken
+        nonlocal count
         while True:
-            taken += 1
-            yield picture(taken, SIZE)
+            count += 1
+            yield picture(count, SIZE)
 
     out = interpolate(endless(), time_scale=1, runtime=runtime)
     for _ in range(5):
         next(out)
-    assert taken < 12
+    assert count < 12
 
 
 def test_uneven_times_and_cuts(runtime):
@@ -88,7 +88,7 @@ def test_uneven_times_and_cuts(runtime):
 
 
 @pytest.mark.parametrize(
-    ("frames", "options", "said"),
+    ("frames", "options", "message"),
     [
         ([], {}, "no frames"),
         ([picture(0, SIZE), picture(1, (20, 20))], {}, "frame 0 and frame 1 are 32x18 and 20x20"),
@@ -102,8 +102,8 @@ def test_uneven_times_and_cuts(runtime):
         (np.zeros((1, 2, *SIZE, 3), np.uint8), {}, "frame 0 is a batch"),
     ],
 )
-def test_mistakes_are_explained(runtime, frames, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_are_explained(runtime, frames, options, message):
+    with pytest.raises(ValueError, match=message):
         list(interpolate(frames, runtime=runtime, **options))
 
 

@@ -67,7 +67,7 @@ def test_regions_of_a_frame_with_bars(region, shown, offset):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"scale": 0}, "--scale 0: must be a positive number"),
         ({"scale": float("nan")}, "must be a positive number"),
@@ -86,6 +86,6 @@ def test_regions_of_a_frame_with_bars(region, shown, offset):
         ({"width": 64, "height": 64, "region": (0, 0, 64, 10)}, "nothing but the black bars"),
     ],
 )
-def test_layouts_that_cannot_be(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_layouts_that_cannot_be(given, message):
+    with pytest.raises(ValueError, match=message):
         make_layout(WIDE, **given)

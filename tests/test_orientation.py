@@ -31,7 +31,7 @@ def test_display_matrices():
     for a, b, c, d in TURNS:
         upright = from_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30)).apply(stored)
         places = {(x, y): ((a * x + c * y) // ONE, (b * x + d * y) // ONE) for x in range(3) for y in range(2)}
-        left, top = (min(place[i] for place in places.values()) for i in (0, 1))
+        left, top = (min(box[i] for box in places.values()) for i in (0, 1))
         for (x, y), (to_x, to_y) in places.items():
             assert upright[to_y - top, to_x - left] == stored[y, x]
 
@@ -75,8 +75,8 @@ def test_damaged_blocks_say_nothing():
     generator = np.random.default_rng(0)
     for _ in range(200):
         damaged = bytearray(data[: generator.integers(len(data))])
-        for place in generator.integers(0, max(len(damaged), 1), 3):
-            damaged[place : place + 1] = bytes([generator.integers(256)])
+        for position in generator.integers(0, max(len(damaged), 1), 3):
+            damaged[position : position + 1] = bytes([generator.integers(256)])
         assert isinstance(exif_orientation(bytes(damaged)), Orientation)
     assert exif_orientation(b"") == exif_orientation(b"no image at all") == UPRIGHT
 

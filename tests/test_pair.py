@@ -183,8 +183,8 @@ def test_several_times_and_a_region_of_the_flow(tiny_model, frames):
 
 def test_what_was_chosen_can_be_asked(tiny_model, frames):
     runtime = make(tiny_model, kernels="reference", max_memory="1.5 MiB")
-    chosen = (runtime.backend, runtime.engine, runtime.dtype, runtime.device, runtime.max_memory)
-    assert chosen == ("reference", "torch", torch.float32, torch.device("cpu"), 3 << 19)
+    actual = (runtime.backend, runtime.engine, runtime.dtype, runtime.device, runtime.max_memory)
+    assert actual == ("reference", "torch", torch.float32, torch.device("cpu"), 3 << 19)
     expected = (
         "Runtime(weights='a network in memory', engine='torch', backend='reference', dtype='float32', device='cpu')"
     )

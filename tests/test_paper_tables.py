@@ -63,11 +63,11 @@ def test_every_row_can_be_run():
 
 def reproduce(number, dataset, files):
     """A table whose methods return the truth of what they are asked for, and count the questions."""
-    asked = collections.defaultdict(list)
+    positions = collections.defaultdict(list)
 
     def method(name):
         def answer(window):
-            asked[name].append(window.positions)
+            positions[name].append(window.positions)
             return window.truth
 
         return answer
@@ -76,7 +76,7 @@ def reproduce(number, dataset, files):
     made = paper.add_methods(
         {OURS: method(OURS)}, dict.fromkeys(files, Path("w")), lambda path: method("model"), method
     )
-    return paper, made, asked
+    return paper, made, positions
 
 
 def test_rows_without_weights_say_which_file_they_wait_for():
@@ -219,14 +219,14 @@ def test_zooming_slowmo_twice_for_sixteen_times_the_size(setup):
     frames = inputs((5, 6), 2)
     made = list(method.at(method.encode(frames), [0, 0.25, 0.5, 0.75, 1], (80, 96)))
     padded = torch.nn.functional.pad(frames[0], (0, 2, 0, 3), mode="replicate")[None]
-    once = method.network(padded)[..., :20, :24].clamp(0, 1)
-    torch.testing.assert_close(torch.stack(made), method.network(once)[0])
-    for times, size, said in (
+    enlarged = method.network(padded)[..., :20, :24].clamp(0, 1)
+    torch.testing.assert_close(torch.stack(made), method.network(enlarged)[0])
+    for times, size, message in (
         ([0, 1 / 3], (20, 24), "halves"),
         ([0, 0.5], (80, 96), "4 times"),
         ([0], (9, 9), "4 times"),
     ):
-        with pytest.raises(Unsupported, match=said):
+        with pytest.raises(Unsupported, match=message):
             list(method.at(frames, times, size))
 
 
@@ -268,7 +268,7 @@ def test_peers_from_the_command_line(evaluate, files, tmp_path, monkeypatch):
     status, _out, error = evaluate(*options, "--method", "blend+liif_edsr", "--output", tmp_path)
     assert status == 0, error
     assert "| all | 1 | average | blend+liif_edsr |" in (tmp_path / "results.md").read_text()
-    for more, said in (
+    for more, message in (
         (["--method", "blend+liif_rdn"], "LIIF (RDN) needs weights: give --weights liif_rdn=FILE"),
         (["--method", "blend+espcn"], "unknown method"),
         (["--method", "blend+liif_rdn", "--weights", f"liif_rdn={files / 'liif_edsr.pth'}"], "does not fit LIIF (RDN)"),
@@ -277,7 +277,7 @@ def test_peers_from_the_command_line(evaluate, files, tmp_path, monkeypatch):
     ):
         status, _out, error = evaluate(*options, *more)
         assert status == 1
-        assert said in error
+        assert message in error
     monkeypatch.setattr(methods, "__file__", str(tmp_path / "site-packages" / "stif_rt" / "evaluation" / "methods.py"))
     status, _out, error = evaluate(*options, "--method", "blend+liif_edsr")
     assert status == 1
@@ -327,15 +327,15 @@ def test_a_row_that_cannot_do_it_is_noted(evaluate, files):
 
 
 def test_a_strip_needs_no_second_rendering(evaluate, files, tmp_path, monkeypatch):
-    asked = []
+    sizes = []
 
     def counted(frames, times, size):
-        asked.append(size)
+        sizes.append(size)
         return torch.zeros(len(times), 3, *size)
 
     monkeypatch.setitem(sys.modules, "counted", type("module", (), {"counted": counted}))
     options = ["--frames-per-window", 3, "--max-windows", 2, "--scale", 4, "--weights", files / "stif.safetensors"]
     status, _out, error = evaluate(*options, "--method", "black=counted:counted", "--output", tmp_path)
     assert status == 0, error
-    assert len(asked) == 2
+    assert len(sizes) == 2
     assert (tmp_path / "strip_city_x4_3.png").exists()

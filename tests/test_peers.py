@@ -248,8 +248,8 @@ def test_dain_projects_flows_and_fills_holes():
             continue
         lines = [[(y, c) for c in range(x - 1, -1, -1)], [(y, c) for c in range(x + 1, W)]]
         lines += [[(r, x) for r in range(y - 1, -1, -1)], [(r, x) for r in range(y + 1, H)]]
-        nearest = [next((place for place in line if known[place]), None) for line in lines]
-        values = [sums[place][:2] / sums[place][2] for place in nearest if place is not None]
+        nearest = [next((pixel for pixel in line if known[pixel]), None) for line in lines]
+        values = [sums[pixel][:2] / sums[pixel][2] for pixel in nearest if pixel is not None]
         expected[y, x] = np.mean(values, 0) if values else 0
     assert_close(dain.project(flow, weight)[0], torch.from_numpy(expected).movedim(-1, 0).float(), 1e-5)
     assert (dain.project(torch.full((1, 2, 4, 4), 9.0), torch.ones(1, 1, 4, 4)) == 0).all()
@@ -452,7 +452,7 @@ def test_published_files_of_liif(tmp_path):
     assert_loads("liif_edsr", content(), state, path)
     with pytest.raises(ValueError, match=r"liif\.pth does not fit LIIF \(RDN\)"):
         load_peer("liif_rdn", path)
-    for changes, said in (
+    for changes, message in (
         ({"name": "metasr"}, "holds a network 'metasr', not LIIF"),
         ({"args": specs | {"encoder_spec": {"name": "rcan", "args": {}}}}, "encoder_spec is 'rcan'"),
         ({"args": specs | {"local_ensemble": False}}, "local_ensemble = False"),
@@ -460,9 +460,9 @@ def test_published_files_of_liif(tmp_path):
         ({"args": specs | {"surprise": 1}}, "surprise = 1"),
     ):
         torch.save(content(**changes), path)
-        with pytest.raises(ValueError, match=f"edsr-baseline-liif.pth: its|{said}") as error:
+        with pytest.raises(ValueError, match=f"edsr-baseline-liif.pth: its|{message}") as error:
             load_peer("liif_edsr", path)
-        assert said in str(error.value)
+        assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

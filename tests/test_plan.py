@@ -103,8 +103,8 @@ def test_a_part_equals_that_part_of_the_whole(first, stop, rate):
 def test_output_starts_at_the_origin(origin):
     clip = frames([Fraction(n, 10) for n in range(9)])
     times = shown(plan(clip, Fraction(20), origin=Fraction(origin)))
-    asked = [Fraction(origin) + Fraction(k, 20) for k in range(18)]
-    np.testing.assert_allclose(times, [min(float(t), 0.8) for t in asked if t < Fraction(9, 10)])
+    moments = [Fraction(origin) + Fraction(k, 20) for k in range(18)]
+    np.testing.assert_allclose(times, [min(float(t), 0.8) for t in moments if t < Fraction(9, 10)])
 
 
 @pytest.mark.parametrize("noise", [0, 1])

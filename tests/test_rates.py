@@ -29,7 +29,7 @@ def test_rates(given, sampling, playing):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"fps": "fast"}, "--fps fast: give a number"),
         ({"fps": "1/0"}, "--fps 1/0: give a number"),
@@ -40,8 +40,8 @@ def test_rates(given, sampling, playing):
         ({"time_scale": 4, "fps": 24, "slow_motion": 2}, "not 2 times: leave out one of"),
     ],
 )
-def test_rates_that_cannot_be(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_rates_that_cannot_be(given, message):
+    with pytest.raises(ValueError, match=message):
         output_rates(FILM, **given)
 
 

@@ -43,13 +43,13 @@ ENTIRE = {  # name: frames, seconds, notices; the pictures are evenly spaced
 
 @pytest.mark.parametrize("name", ENTIRE)
 def test_every_picture_is_used_evenly(name):
-    frames, seconds, said = ENTIRE[name]
+    frames, seconds, message = ENTIRE[name]
     reader, given, notices = read(CASES / name)
     assert len(given) == frames
     assert float(given[-1].end) == pytest.approx(seconds, abs=0.002)
     steps = np.diff(starts(given))
     np.testing.assert_allclose(steps, 1 / float(reader.rate), atol=0.001)
-    assert notices == said
+    assert notices == message
 
 
 def test_the_default_stream_is_read():
@@ -121,10 +121,10 @@ def test_other_sizes_are_brought_to_the_first():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("song_cover.mp3", "has no video"), ("anim.webp", "animated WebP is not supported")]
+    ("name", "message"), [("song_cover.mp3", "has no video"), ("anim.webp", "animated WebP is not supported")]
 )
-def test_what_is_no_video_is_refused(name, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_video_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
         open_reader(CASES / name)
 
 
@@ -132,9 +132,9 @@ def test_what_is_no_video_is_refused(name, said):
 def test_iterating_again_gives_the_same(name, tmp_path):
     path = write_video(tmp_path / "v.mp4", [picture(n) for n in range(20)]) if name == "plain" else CASES / name
     reader = open_reader(path)
-    once, again = list(reader), list(reader)
-    assert [frame[:2] for frame in once] == [frame[:2] for frame in again]
-    assert all(np.array_equal(a.luma, b.luma) for a, b in zip(once, again, strict=True))
+    first_time, again = list(reader), list(reader)
+    assert [frame[:2] for frame in first_time] == [frame[:2] for frame in again]
+    assert all(np.array_equal(a.luma, b.luma) for a, b in zip(first_time, again, strict=True))
     assert len(reader.notices) <= 1
 
 

@@ -161,8 +161,8 @@ def test_y4m_that_ends_early_or_is_none(tmp_path, missing):
     reader = PipeReader(notices(), source=str(tmp_path / "short"))
     assert (reader.width, reader.height, reader.rate) == (64, 36, 10)
     assert len(list(reader)) == (2 if missing else 3)
-    said = ["standard input ends in the middle of a picture"] if missing else []
-    assert [notice.text for notice in reader.notices] == said
+    message = ["standard input ends in the middle of a picture"] if missing else []
+    assert [notice.text for notice in reader.notices] == message
     with pytest.raises(ValueError, match="once only"):
         list(reader)
 
@@ -230,12 +230,12 @@ def test_dry_run_says_what_would_be_done(run, folder):
     assert not names(folder)
 
 
-@pytest.mark.parametrize(("free", "status", "said"), [(10, 1, "left"), (3000, 3, "may need"), (10**9, 0, "wrote 6")])
-def test_disk_space_is_checked_first(run, folder, monkeypatch, free, status, said):
+@pytest.mark.parametrize(("free", "status", "message"), [(10, 1, "left"), (3000, 3, "may need"), (10**9, 0, "wrote 6")])
+def test_disk_space_is_checked_first(run, folder, monkeypatch, free, status, message):
     usage = estimate.shutil.disk_usage(folder)._replace(free=free)
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: usage)
     _, err = run("in.mp4", "out.mp4", "--scale", 2, status=status)
-    assert said in err
+    assert message in err
     assert names(folder) == (set() if status == 1 else {"out.mp4"})
 
 
@@ -255,7 +255,7 @@ def test_any_name(run, folder, name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         ([], 2, "give an input and an output"),
         (["in.mp4"], 2, "give an input and an output"),
@@ -279,9 +279,9 @@ def test_any_name(run, folder, name):
         (["in.mp4", "out.mp4", "--sclae", 2], 2, "--sclae"),
     ],
 )  # fmt: skip
-def test_mistakes_are_explained(run, folder, arguments, status, said):
+def test_mistakes_are_explained(run, folder, arguments, status, message):
     _, err = run(*arguments, status=status)
-    assert said in err.replace(" │ │ ", " ")
+    assert message in err.replace(" │ │ ", " ")
     assert "Traceback" not in err
     assert not names(folder)
 
@@ -299,7 +299,7 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["--help"], 0, "render"),
         (["--version"], 0, "stif-rt "),
@@ -312,12 +312,12 @@ except SystemExit as end:
         (["--show-completion"], 0, "complete"),
     ],
 )
-def test_quick_answers_do_not_import_pytorch(arguments, status, said):
+def test_quick_answers_do_not_import_pytorch(arguments, status, message):
     command = shlex.join([sys.executable, "-c", WITHOUT_TORCH, *arguments])
     # from bash, whatever shell the tests were started from: completion is that of the shell above it
     done = subprocess.run(["bash", "-c", f"{command}\nexit $?"], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == f"status {status}"
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
 
 
 def test_completion_offers_commands_and_options():

@@ -196,13 +196,13 @@ BAD_FRAMES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD_FRAMES)
 def test_bad_frames(runtime, kind):
-    frame, error, said = BAD_FRAMES[kind]
-    with pytest.raises(error, match=said):
+    frame, error, message = BAD_FRAMES[kind]
+    with pytest.raises(error, match=message):
         runtime.encode(np.zeros((4, 4, 3), np.uint8), frame)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"t": 1.5}, r"\[0, 1\].*1\.5"),
         ({"t": -0.1}, r"\[0, 1\]"),
@@ -226,14 +226,14 @@ def test_bad_frames(runtime, kind):
         ({"t": 0.5, "output": "int8"}, "output"),
     ],
 )
-def test_bad_requests(runtime, frames, arguments, said):
+def test_bad_requests(runtime, frames, arguments, message):
     runtime.encode(*frames)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         runtime.render(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         ({"dtype": "float64"}, ValueError, "float64"),
         ({"kernels": "magic"}, ValueError, "magic"),
@@ -244,8 +244,8 @@ def test_bad_requests(runtime, frames, arguments, said):
         ({"weights": "nowhere.pth"}, FileNotFoundError, "nowhere"),
     ],
 )
-def test_bad_loading(arguments, error, said):
-    with pytest.raises(error, match=said):
+def test_bad_loading(arguments, error, message):
+    with pytest.raises(error, match=message):
         Runtime.load(**arguments)
 
 

@@ -39,7 +39,7 @@ def test_values_of_the_right_type(values, expected):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ([], "example must be named values"),
         (None, "example must be named values"),
@@ -65,8 +65,8 @@ def test_values_of_the_right_type(values, expected):
         ({"flag": True, "widths": ["x"] * 10**6}, r"^.{,200}$"),
     ],
 )
-def test_values_of_another_type_are_named(values, said):
-    with pytest.raises(ValueError, match=said):
+def test_values_of_another_type_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
         from_mapping(Example, values, "example")
 
 

@@ -180,7 +180,7 @@ def encode_otherwise(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (Path.unlink, "1 of 3 segments are not rendered yet, the first one is 1"),
         (truncate, "000001.mp4 cannot be read"),
@@ -188,10 +188,10 @@ def encode_otherwise(path):
         (lambda path: path.write_bytes((path.parent / "000002.mp4").read_bytes()), "holds 2 frames instead of 5"),
     ],
 )
-def test_a_segment_that_does_not_fit_is_named(tmp_path, damage, said):
+def test_a_segment_that_does_not_fit_is_named(tmp_path, damage, message):
     space = rendered(tmp_path / "out.mp4")
     damage(space.segment(1))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         check_segments(space, Fraction(10), LENGTH, 12)
 
 

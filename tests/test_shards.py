@@ -48,12 +48,12 @@ def test_shards_in_any_order_equal_one_run(folder, run, kind, target, order):
         write_images(folder / "in", pictures)
     source = "in.mp4" if kind == "video" else "in"
     run("render", source, f"whole{target}", "--weights", "w.safetensors", *OPTIONS)
-    said = run("plan", source, target, "--weights", "w.safetensors", *OPTIONS, "--shards", 3, "--plan", "p.json")
-    assert "18 frames in 3 shards" in said
+    message = run("plan", source, target, "--weights", "w.safetensors", *OPTIONS, "--shards", 3, "--plan", "p.json")
+    assert "18 frames in 3 shards" in message
     for shard in order:
         assert f"{(4, 8, 6)[shard]} frames are finished" in run("render", "--plan", "p.json", "--shard", shard)
-    said = run("join", "p.json")
-    assert f"wrote 18 frames to {folder / target}" in said
+    message = run("join", "p.json")
+    assert f"wrote 18 frames to {folder / target}" in message
     ours, whole = images(folder / target), images(folder / f"whole{target}")
     assert len(ours) == len(whole) == 18
     assert same_pictures(ours, whole)
@@ -82,16 +82,16 @@ def test_local_processes_equal_one_run(folder, run):
 def test_what_the_processes_warn_of_is_said_once(folder, run):
     write_images(folder / "in", [picture(n, SIZE) for n in range(4)])
     (folder / "in" / "002.png").write_bytes(b"broken")
-    said = run("render", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--jobs", 2, status=3)
-    assert said.count("warning: 002.png: the file cannot be read as an image") == 1
+    message = run("render", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--jobs", 2, status=3)
+    assert message.count("warning: 002.png: the file cannot be read as an image") == 1
 
 
 @pytest.mark.slow
 def test_a_process_that_fails_is_explained(folder, run):
     write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
-    said = run("render", "in", "out", "--weights", "w.safetensors", "--jobs", 2, "--kernels", "magic", status=1)
-    assert "2 of 2 processes failed" in said
-    assert "magic" in said
+    message = run("render", "in", "out", "--weights", "w.safetensors", "--jobs", 2, "--kernels", "magic", status=1)
+    assert "2 of 2 processes failed" in message
+    assert "magic" in message
     assert sorted(path.name for path in folder.iterdir()) == ["in", "w.safetensors"]
 
 
@@ -103,7 +103,7 @@ def planned(folder, run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["render", "--plan", "out.plan.json", "--shard", 2], 1, "the plan has shards 0 to 1"),
         (["render", "--plan", "out.plan.json"], 2, "--plan needs --shard"),
@@ -116,8 +116,8 @@ def planned(folder, run):
         (["plan", "nowhere", "other"], 1, "nowhere does not exist"),
     ],
 )
-def test_mistakes_are_explained(planned, run, arguments, status, said):
-    assert said in run(*arguments, status=status)
+def test_mistakes_are_explained(planned, run, arguments, status, message):
+    assert message in run(*arguments, status=status)
 
 
 def test_input_that_has_changed_is_noticed(planned, run, folder):

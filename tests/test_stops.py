@@ -243,17 +243,17 @@ def stopped(monkeypatch, capsys, tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ([], "holds 1 finished segments of an earlier run: give --resume"),
         (["--resume", "--crf", 30], "cannot be resumed: crf was None, is 30"),
         (["--resume", "--no-audio"], "cannot be resumed: audio was True, is False"),
     ],
 )
-def test_work_of_another_run_is_not_mixed_in(monkeypatch, capsys, folder, stopped, more, said):
+def test_work_of_another_run_is_not_mixed_in(monkeypatch, capsys, folder, stopped, more, message):
     status, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", stopped, *more))
     assert status == 1
-    assert said in err
+    assert message in err
     assert (workspace_path(stopped) / "000000.mp4").exists()
 
 

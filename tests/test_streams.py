@@ -194,16 +194,16 @@ def test_an_encoder_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix", "said"),
+    ("codec", "suffix", "message"),
     [
         ("nosuch", ".mkv", "no such encoder"),
         ("libx264", ".mkv", "does not encode sound"),
         ("aac", ".webm", "cannot hold"),
     ],
 )
-def test_encoders_that_cannot_be(tmp_path, codec, suffix, said):
+def test_encoders_that_cannot_be(tmp_path, codec, suffix, message):
     source = write_sound(tmp_path / "s.mkv", tone(0.2), frames=2)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         carry(source, tmp_path / f"o{suffix}", audio_codec=codec)
 
 

@@ -134,11 +134,11 @@ def recording(start, seconds, sound=True):
 @pytest.mark.parametrize("sound", [False, True])
 @pytest.mark.parametrize("start", [-5, 0, 0.5, 0.93, 100, 3600])
 def test_joined_recordings_continue_in_step(start, sound):
-    times, said = corrected(recording(0, 1, sound) + recording(start, 1, sound))
+    times, warnings = corrected(recording(0, 1, sound) + recording(start, 1, sound))
     np.testing.assert_allclose(times["video"], np.arange(50) / 25, atol=0.001)
     if sound:
         np.testing.assert_allclose(times["audio"], np.arange(100) / 50, atol=0.001)
-    assert said == 1
+    assert warnings == 1
 
 
 def test_the_rest_of_the_first_recordings_sound_may_come_late():
@@ -152,13 +152,13 @@ def test_the_rest_of_the_first_recordings_sound_may_come_late():
 @pytest.mark.parametrize(("gap", "may_reset"), [(5, True), (30, True), (30, False), (3600, True), (3600, False)])
 def test_a_picture_that_stands_still_while_sound_goes_on_is_no_jump(gap, may_reset):
     packets = [("audio", n / 5) for n in range(5 * gap)] + [("video", 0), ("video", gap), ("video", gap + 0.04)]
-    times, said = corrected(sorted(packets, key=lambda packet: packet[1]), may_reset)
+    times, warnings = corrected(sorted(packets, key=lambda packet: packet[1]), may_reset)
     assert times["video"] == [0, gap, gap + 0.04]
-    assert said == 0
+    assert warnings == 0
 
 
 @pytest.mark.parametrize(("gap", "may_reset", "jumps"), [(9, True, 0), (12, True, 1), (500, False, 0), (700, False, 1)])
 def test_how_long_a_gap_is_a_jump(gap, may_reset, jumps):
-    times, said = corrected([("video", 0), ("video", gap)], may_reset)
-    assert said == jumps
+    times, warnings = corrected([("video", 0), ("video", gap)], may_reset)
+    assert warnings == jumps
     assert times["video"][1] == (0.04 if jumps else gap)

@@ -194,7 +194,7 @@ def test_frames_of_a_video_with_and_without_velocities():
 
 
 @pytest.mark.parametrize(
-    ("velocity", "error", "said"),
+    ("velocity", "error", "message"),
     [
         (torch.zeros(2, 8, 9), ValueError, r"shape \[2, 8, 9\].* \[2, 8, 8\]"),
         (torch.zeros(1, 2, 8, 8), ValueError, r"\[2, 8, 8\]"),
@@ -207,7 +207,7 @@ def test_frames_of_a_video_with_and_without_velocities():
         (torch.zeros(2, 8, 8).to_sparse(), TypeError, "without plain values"),
     ],
 )
-def test_wrong_velocities_are_explained(velocity, error, said):
+def test_wrong_velocities_are_explained(velocity, error, message):
     runtime = Runtime.from_model(STIF(STRIDES[1]), device="cpu", dtype="float32", kernels="reference")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         runtime.encode(*torch.rand(2, 3, 8, 8), velocity=velocity)

@@ -98,8 +98,8 @@ def test_folder_keeps_other_files(tmp_path):
     for numbers in ((0, 1), (2,)):
         finished = tmp_path / "finished"
         finished.mkdir()
-        for place, number in enumerate(numbers):
-            write_png(finished / f"frame_{place:06d}.png", picture(number))
+        for index, number in enumerate(numbers):
+            write_png(finished / f"frame_{index:06d}.png", picture(number))
         publish_images(finished, folder, overwrite=True)
         finished.rmdir()
     assert sorted(p.name for p in folder.iterdir()) == ["frame_000000.png", "notes.txt"]
@@ -145,13 +145,13 @@ def test_unreadable_inputs_are_explained(tmp_path):
         frame.rate = 48000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    for name, said in {
+    for name, message in {
         "text.mp4": "cannot be read as a video",
         "sound.mp4": "no video stream",
         "empty": "no images",
         "bad": "cannot be read as an image",
     }.items():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_reader(tmp_path / "nowhere.mp4")
@@ -177,14 +177,14 @@ def test_targets_are_checked(tmp_path):
     full.mkdir()
     (full / "a").write_bytes(b"x")
     source = tmp_path / "in.mp4"
-    for target, error, said in [
+    for target, error, message in [
         (source, ValueError, "input itself"),
         (tmp_path / "taken.mp4", FileExistsError, "--overwrite"),
         (full, FileExistsError, "--overwrite"),
         (tmp_path / "none" / "out.mp4", FileNotFoundError, "does not exist"),
         (tmp_path / "out.xyz", ValueError, r"cannot write \.xyz"),
     ]:
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             check_target(target, source, overwrite=False)
     check_target(tmp_path / "taken.mp4", source, overwrite=True)
     check_target(full, source, overwrite=True)

@@ -281,10 +281,10 @@ def test_wish_is_what_the_page_sends():
 
 def test_port_in_use_is_one_line(monkeypatch, capsys, tmp_path, images):
     clip = write_images(tmp_path / "clip", images[:2])
-    with socket.socket() as taken:
-        taken.bind((server.HOST, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as occupied:
+        occupied.bind((server.HOST, 0))
+        occupied.listen()
+        port = occupied.getsockname()[1]
         status, _, err = call(monkeypatch, capsys, "view", clip, "--port", port)
     assert status == 1
     assert f"port {port} cannot be used" in err

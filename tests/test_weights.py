@@ -63,18 +63,18 @@ def test_fit_of_a_scale_with_stif_i(with_stif_i):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "weights"),
     [(["--scale", 1], "stif-i"), (["--scale", 2], "stif-s"), (["--weights", "stif-i", "--scale", 2], None)],
 )
-def test_render_says_which_weights_fit(monkeypatch, capsys, tmp_path, with_stif_i, options, said):
+def test_render_says_which_weights_fit(monkeypatch, capsys, tmp_path, with_stif_i, options, weights):
     source = write_images(tmp_path / "in", [picture(n) for n in range(2)])
     loaded = []
     load = Runtime.load.__func__
     monkeypatch.setattr(Runtime, "load", classmethod(lambda cls, *a, **k: loaded.append(a[0]) or load(cls, *a, **k)))
     status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "out", "--device", "cpu", *options)
     assert status == 0, err
-    assert [str(name) for name in loaded] == [said or "stif-i"]
-    assert (f"weights: {said}" in err) == (said is not None)
+    assert [str(name) for name in loaded] == [weights or "stif-i"]
+    assert (f"weights: {weights}" in err) == (weights is not None)
 
 
 def test_render_of_unknown_weights(monkeypatch, capsys, tmp_path, with_stif_i):

@@ -38,10 +38,10 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        place, summary = COMMANDS[cmd_name]
+        location, summary = COMMANDS[cmd_name]
         if self._listing:
             return TyperCommand(cmd_name, help=summary)
-        module_name, _, name = place.partition(".")
+        module_name, _, name = location.partition(".")
         module = importlib.import_module(f"stif_rt.cli.{module_name}")
         commands = getattr(module, name)
         if not isinstance(commands, typer.Typer):
@@ -66,8 +66,8 @@ app = typer.Typer(
 )
 
 
-def show_version(asked: bool) -> None:
-    if asked:
+def show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"stif-rt {VERSION}")
         raise typer.Exit
 

@@ -106,8 +106,8 @@ def onnx(
     """Write an ONNX file."""
     if part not in ("encoder", "full"):
         raise ValueError(f"unknown part {part!r}; there are: encoder, full")
-    chosen, number = form or "standard", opset or graphs.default_opset(dtype)
-    graphs.check(chosen, number, dtype)
+    form_or_default, number = form or "standard", opset or graphs.default_opset(dtype)
+    graphs.check(form_or_default, number, dtype)
     check_target(output, overwrite)
     model = load(weights)
     sizes = parse_sizes(model.config, size, min_size, max_size, batch, limited=False)
@@ -117,8 +117,8 @@ def onnx(
             traced = graphs.full_graph(model, precision, sizes)
         else:
             traced = graphs.encoder_graph(model.encoder, model.config, precision, sizes)
-        graphs.save(graphs.finish(traced, chosen, number), output, overwrite)
-    report(output, f"{part}, {chosen}, opset {number}, {dtype}")
+        graphs.save(graphs.finish(traced, form_or_default, number), output, overwrite)
+    report(output, f"{part}, {form_or_default}, opset {number}, {dtype}")
 
 
 @app.command()

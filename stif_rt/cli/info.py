@@ -88,17 +88,17 @@ def choice(config: Config) -> str:
 def candidates(config: Config) -> Iterator[tuple[str, str, dict[str, str | None]]]:
     """Everything that a network could run on: its name, its device, and for each dtype why it cannot run, or None."""
     named = {name: parse_dtype(name) for name in DTYPES}
-    for place in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
-        device = torch.device(place)
+    for device_name in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+        device = torch.device(device_name)
         for engine, module in ENGINES.items():
             reasons = {name: module.unavailable_reason(device, dtype) for name, dtype in named.items()}
-            yield f"encoder {engine}", place, reasons
+            yield f"encoder {engine}", device_name, reasons
         for engine, entry in BUNDLE_ENGINES.items():
             reasons = {name: entry.unavailable_reason(device, dtype) for name, dtype in named.items()}
-            yield f"encoder {engine} (bundles)", place, reasons
+            yield f"encoder {engine} (bundles)", device_name, reasons
         for kernels, module in BACKENDS.items():
             reasons = {name: module.unavailable_reason(config, device, dtype) for name, dtype in named.items()}
-            yield f"kernels {kernels}", place, reasons
+            yield f"kernels {kernels}", device_name, reasons
 
 
 def installed(package: str) -> str:

@@ -91,7 +91,7 @@ def train(
     options = Options(recipe=cut, **values)
     if device == "auto" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: one GPU for each process
-    chosen = choose_device(device)
+    torch_device = choose_device(device)
     frames = cache or output / "cache"
     console.print(f"decoded frames are kept in {frames}", highlight=False, soft_wrap=True)
     most_bytes = parse_bytes(max_cache, "--max-cache")
@@ -139,7 +139,7 @@ def train(
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=total)
-        usable = train_model(model, clips, options, output, chosen, workers, report, checkpoint, stills)
+        usable = train_model(model, clips, options, output, torch_device, workers, report, checkpoint, stills)
     if is_first_process() and not seconds:
         console.print(f"{output / 'last.pt'} holds a finished run of {total} iterations: nothing was left to do")
     if is_first_process():

@@ -99,14 +99,14 @@ def make_bundle_engine(name: str, bundle: Bundle, device: torch.device) -> Engin
         CannotRunError: it cannot run here; the message has the reason.
     """
     manifest = bundle.manifest
-    chosen, _, provider = (manifest.engine if name == "auto" else name).partition(":")
-    if chosen in ENGINES and not provider:
-        return make_engine(chosen, bundle.encoder(), device, manifest.torch_dtype)
-    if chosen == "onnx" and manifest.engine != "torch" and manifest.form != "plugin":
+    engine, _, provider = (manifest.engine if name == "auto" else name).partition(":")
+    if engine in ENGINES and not provider:
+        return make_engine(engine, bundle.encoder(), device, manifest.torch_dtype)
+    if engine == "onnx" and manifest.engine != "torch" and manifest.form != "plugin":
         return onnxruntime_engine.build(bundle, device, provider or "auto")
-    if chosen in tensorrt_engine.MODULES and chosen == manifest.engine and not provider:
+    if engine in tensorrt_engine.MODULES and engine == manifest.engine and not provider:
         return tensorrt_engine.build(bundle, device)
-    if chosen not in (*ENGINES, *BUNDLE_ENGINES):
+    if engine not in (*ENGINES, *BUNDLE_ENGINES):
         known = ", ".join(("auto", *ENGINES, *BUNDLE_ENGINES))
         raise ValueError(f"unknown encoder engine {name!r}; there are: {known}, onnx:PROVIDER")
     raise ValueError(

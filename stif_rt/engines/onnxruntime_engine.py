@@ -108,10 +108,10 @@ class OnnxEngine:
         frames = frames.float().contiguous()
         outputs = allocate_outputs(self.config, frames.shape, self.dtype, self.device)
         binding = self.session.io_binding()
-        place = (self.device.type, self.device.index or 0)
-        binding.bind_input("frames", *place, ELEMENTS[torch.float32], tuple(frames.shape), frames.data_ptr())
+        device = (self.device.type, self.device.index or 0)
+        binding.bind_input("frames", *device, ELEMENTS[torch.float32], tuple(frames.shape), frames.data_ptr())
         for name, x in outputs.items():
-            binding.bind_output(name, *place, ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
+            binding.bind_output(name, *device, ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
         if self.device.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it before it returns
             torch.cuda.current_stream(self.device).synchronize()
         self.session.run_with_iobinding(binding)

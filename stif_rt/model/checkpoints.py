@@ -192,9 +192,9 @@ def check_parameters(
                 infinite.append(name)
             elif max(-low.item(), high.item()) > largest:
                 large.append(name)
-    said = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems.items() if names]
-    if said:
-        raise BadFileError(f"{path} does not fit {network}. " + "; ".join(said))
+    faults = [f"{len(names)} parameters {what}: {_shorten(names)}" for what, names in problems.items() if names]
+    if faults:
+        raise BadFileError(f"{path} does not fit {network}. " + "; ".join(faults))
 
 
 def _unusable_kind(value: Tensor, wanted: Tensor) -> str | None:

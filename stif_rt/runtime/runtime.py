@@ -325,11 +325,11 @@ class _Options(NamedTuple):
         cls, device: str | torch.device, dtype: str | torch.dtype, max_memory: int | str | None, use_graph: bool
     ) -> "_Options":
         memory = None if max_memory is None else parse_memory(max_memory)
-        chosen = choose_device(device)
-        memory = default_memory(chosen) if memory is None else memory
-        if use_graph and chosen.type != "cuda":
-            raise ValueError(f"use_graph needs a CUDA GPU, and the device is {chosen.type!r}")
-        return cls(chosen, choose_dtype(dtype, chosen), memory, use_graph)
+        torch_device = choose_device(device)
+        memory = default_memory(torch_device) if memory is None else memory
+        if use_graph and torch_device.type != "cuda":
+            raise ValueError(f"use_graph needs a CUDA GPU, and the device is {torch_device.type!r}")
+        return cls(torch_device, choose_dtype(dtype, torch_device), memory, use_graph)
 
 
 def _describe(frame: Frame) -> str:

@@ -11,16 +11,16 @@ LARGEST_INPUTS = 1 << 16
 
 def unavailable_reason(dtype: torch.dtype) -> str | None:
     """Why ``deform_conv2d`` cannot run on tensors of this dtype, or None."""
-    chosen = native.select_isa(dtype)
-    return chosen if isinstance(chosen, str) else None
+    selected = native.select_isa(dtype)
+    return selected if isinstance(selected, str) else None
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Modulated deformable convolution; shapes as in ``stif_rt.ops.deform_conv``. The result is channels last."""
-    chosen = native.select_isa(x.dtype)
-    if isinstance(chosen, str):
-        raise CannotRunError(f"the native deformable convolution cannot run: {chosen}")
-    library, isa = chosen
+    selected = native.select_isa(x.dtype)
+    if isinstance(selected, str):
+        raise CannotRunError(f"the native deformable convolution cannot run: {selected}")
+    library, isa = selected
     return run_deform_conv2d(library, isa, x, offset, mask, weight, bias)
 
 

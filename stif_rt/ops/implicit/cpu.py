@@ -22,15 +22,15 @@ from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"it runs on CPUs, not on {device}"
-    chosen = native.select_isa(dtype)
-    return chosen if isinstance(chosen, str) else None
+    selected = native.select_isa(dtype)
+    return selected if isinstance(selected, str) else None
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CpuKernels":
-    chosen = native.select_isa(dtype)
-    assert not isinstance(chosen, str)
+    selected = native.select_isa(dtype)
+    assert not isinstance(selected, str)
     with torch.no_grad():
-        return CpuKernels(fold(functions.to(device).float(), TURNS), *chosen)
+        return CpuKernels(fold(functions.to(device).float(), TURNS), *selected)
 
 
 class _Siren:
