@@ -9,7 +9,8 @@ from helpers.videos import picture, same_pictures, write_images, write_video
 
 from stif_rt.model.checkpoints import save_model
 from stif_rt.video.job import make_job
-from stif_rt.video.options import RenderOptions
+from stif_rt.video.options import Cancellation, Cancelled, RenderOptions
+from stif_rt.video.run import render_video
 from stif_rt.video.shards import count_frames
 from stif_rt.video.workspace import workspace_path
 
@@ -66,6 +67,39 @@ def test_a_finished_shard_is_not_rendered_again(folder, run, monkeypatch):
     run("render", "--plan", "out.plan.json", "--shard", 0)
     monkeypatch.setattr("stif_rt.video.shards.render_range", lambda *arguments: pytest.fail("rendered again"))
     assert "9 frames are finished" in run("render", "--plan", "out.plan.json", "--shard", 0)
+
+
+def test_shards_go_on_with_what_one_run_has_finished(folder, run):
+    """Whose description says which dtype it took; that of a plan leaves it open."""
+    write_images(folder / "in", [picture(n, SIZE) for n in range(6)])
+    cancel = Cancellation()
+    options = {"scale": 1.5, "time_scale": "3", "segment_frames": 4, "weights": "w.safetensors"}
+    with pytest.raises(Cancelled):
+        render_video("in", "out", progress=lambda progress: cancel.after_segment(), cancel=cancel, **options)
+    first = (workspace_path(folder / "out") / "000000").stat().st_ino
+    run("plan", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--shards", 2)
+    run("render", "--plan", "out.plan.json", "--shard", 0)
+    assert (workspace_path(folder / "out") / "000000").stat().st_ino == first
+    run("render", "--plan", "out.plan.json", "--shard", 1)
+    assert "wrote 18 frames" in run("join", "out.plan.json")
+
+
+def test_shards_refuse_the_segments_of_another_render(folder, run):
+    write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
+    run("plan", "in", "out", "--weights", "w.safetensors", *OPTIONS, "--shards", 1)
+    run("plan", "in", "out", "--weights", "w.safetensors", "--scale", 2, "--shards", 1, "--plan", "other.json")
+    run("render", "--plan", "out.plan.json", "--shard", 0)
+    said = run("render", "--plan", "other.json", "--shard", 0, status=1)
+    assert "holds segments of another render: scale was 1.5, is 2.0" in said
+
+
+def test_bundled_weights_are_planned_by_name(folder, run):
+    """Other machines have them at another place."""
+    write_images(folder / "in", [picture(n, SIZE) for n in range(3)])
+    run("plan", "in", "out", "--scale", 2)
+    assert json.loads((folder / "out.plan.json").read_text())["weights"] == "stif-s"
+    run("plan", "in", "out", "--weights", "w.safetensors", "--plan", "other.json")
+    assert json.loads((folder / "other.json").read_text())["weights"] == str(folder / "w.safetensors")
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def find_weights(weights: str | Path | None) -> Path:
 
 def name_of(path: Path) -> str:
     """How a file of weights is called: by its name if it is bundled."""
-    return path.stem if path.parent == WEIGHTS_FOLDER else str(path)
+    return path.stem if path.resolve().parent == WEIGHTS_FOLDER.resolve() else str(path)
 
 
 def weights_for_scale(scale: float) -> str:

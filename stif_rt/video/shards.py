@@ -1,5 +1,6 @@
 """One render divided among processes: a plan, shards that may run on different machines, and the join."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,42 +16,49 @@ from typing import Any
 
 from stif_rt.files import write_whole
 from stif_rt.runtime import Runtime, find_weights
+from stif_rt.runtime.weights import name_of
 from stif_rt.video.estimate import check_space
 from stif_rt.video.job import Job, describe, differences, make_job
 from stif_rt.video.options import Cancellation, Cancelled, Progress, ProgressCallback, RenderOptions
 from stif_rt.video.run import Rendered, check_encoding, join, other_streams, prepare, render_range, rendered, renderer
 from stif_rt.video.segments import missing_runs, shard_range
-from stif_rt.video.workspace import PLAN, open_workspace
+from stif_rt.video.workspace import PLAN, Workspace, open_workspace
 
 FORMAT = 1
 MESSAGES = 20
 """Lines of a failed process that are kept, to be shown."""
 
 
-def write_plan(job: Job, weights: str | Path | None, shards: int, path: Path, overwrite: bool = False) -> int:
-    """Writes the plan of a render that is divided among ``shards`` processes.
+def make_plan(job: Job, weights: str | Path | None, shards: int | None = None) -> dict[str, Any]:
+    """The plan of a render that is divided among several processes.
 
     Args:
         job: the render.
-        weights: a weights file or a bundle, None for the bundled weights.
-        shards: number of processes.
-        path: of the plan, a JSON file.
-        overwrite: replace a plan that exists.
-
-    Returns:
-        The number of output frames.
+        weights: a weights file or a bundle, None for the bundled weights. Bundled ones are planned by name, since
+            every machine has them at a place of its own.
+        shards: number of parts; None for one for each segment.
 
     Raises:
         ValueError: for a number of shards below 1.
-        FileExistsError: the plan exists.
     """
-    if shards < 1:
+    if shards is not None and shards < 1:
         raise ValueError(f"--shards {shards}: there must be at least one")
     frames = count_frames(job)
-    weights = None if weights is None else str(find_weights(weights).resolve())
-    plan = {"format": FORMAT, "job": describe(job, None, weights), "weights": weights, "frames": frames}
-    write_whole(path, json.dumps(plan | {"shards": shards}, indent=1) + "\n", overwrite)
-    return frames
+    name = None if weights is None else name_of(find_weights(weights).resolve())
+    shards = shards or -(-frames // job.options.segment_frames)
+    return {"format": FORMAT, "job": describe(job, None, name), "weights": name, "frames": frames, "shards": shards}
+
+
+def write_plan(job: Job, weights: str | Path | None, shards: int, path: Path, overwrite: bool = False) -> int:
+    """Writes the plan that ``make_plan`` makes to a JSON file; returns the number of output frames.
+
+    Raises:
+        ValueError: for a number of shards below 1.
+        FileExistsError: the file exists, and is not to be overwritten.
+    """
+    plan = make_plan(job, weights, shards)
+    write_whole(path, json.dumps(plan, indent=1) + "\n", overwrite)
+    return plan["frames"]
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -100,8 +108,10 @@ def render_shard(
     length, total = job.options.segment_frames, plan["frames"]
     own = shard_range(-(-total // length), shard, plan["shards"])
     wanted = range(own.start * length, min(own.stop * length, total))
-    with open_workspace(job.output, job.suffix, shard) as workspace:
-        workspace.claim(plan["job"])
+    with contextlib.closing(job.reader), open_workspace(job.output, job.suffix, shard) as workspace:
+        if workspace.job() is None:
+            workspace.claim(plan["job"])
+        check_same_render(workspace, plan)
         finished = [index for index in workspace.finished() if index in own]
         resumed = sum(min((index + 1) * length, total) - index * length for index in finished)
         done = resumed
@@ -118,12 +128,27 @@ def render_shard(
     return done
 
 
-def join_plan(plan: dict[str, Any], overwrite: bool) -> Rendered:
-    """Joins what the shards have rendered to the output. ValueError where something is missing."""
-    job, started = planned_job(plan, overwrite), time.perf_counter()
-    with open_workspace(job.output, job.suffix) as workspace:
-        if changed := differences(plan["job"], workspace.job() or plan["job"]):
-            raise ValueError(f"{workspace.path} holds segments of another job: {changed}")
+def check_same_render(workspace: Workspace, plan: dict[str, Any]) -> None:
+    """Raises ValueError where a workspace is that of another render than the plan's."""
+    if changed := differences(plan["job"], workspace.job() or plan["job"]):
+        raise ValueError(f"{workspace.path} holds segments of another render: {changed}")
+
+
+def join_plan(plan: dict[str, Any], overwrite: bool, started: float | None = None) -> Rendered:
+    """Joins what the shards have rendered to the output.
+
+    Args:
+        plan: of ``make_plan``.
+        overwrite: replace an output that exists.
+        started: when the render began, on the performance counter; None for now.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    started = time.perf_counter() if started is None else started
+    job = planned_job(plan, overwrite)
+    with contextlib.closing(job.reader), open_workspace(job.output, job.suffix) as workspace:
+        check_same_render(workspace, plan)
         frames = join(job, workspace, overwrite, other_streams(job), plan["frames"])
         workspace.delete()
     return rendered(job, frames, started)

@@ -94,14 +94,10 @@ class Workspace:
             path.replace(self.path / JOB)
 
     def claim(self, job: dict[str, Any]) -> None:
-        """Makes a workspace that several processes share one of their job. ValueError where it is another one's."""
-        earlier = self.job()
-        if earlier is not None and earlier != job:
-            raise ValueError(f"{self.path} holds segments of another render; finish that one, or delete the folder")
-        if earlier is None:
-            with self.temporary(JOB) as path:
-                path.write_text(json.dumps(job, indent=1), "utf-8")
-                path.replace(self.path / JOB)  # the others write the same
+        """Stores the job of several processes that share a new workspace, each of which writes the same."""
+        with self.temporary(JOB) as path:
+            path.write_text(json.dumps(job, indent=1), "utf-8")
+            path.replace(self.path / JOB)
 
     def keep_notices(self, notices: Notices, process: int = 0) -> None:
         """Stores what was wrong with the input so far, for whoever joins the segments."""
