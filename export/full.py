@@ -27,7 +27,7 @@ class FullNetwork(nn.Module):
         features = Features(*self.encoder(frames)).to(torch.float32)
         h, w = frames.shape[-2:]
         geometry = TracedGeometry(*(make_axis(self.config, n, pixels) for n, pixels in ((h, rows), (w, columns))))
-        return self.implicit_functions.at(features, frames, t, geometry).rgb
+        return self.implicit_functions.forward_geometry(features, frames, t, geometry).rgb
 
 
 class TracedGeometry(Geometry):

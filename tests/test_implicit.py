@@ -10,7 +10,7 @@ from helpers.models import functions
 from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import ImplicitFunctions, first_share
+from stif_rt.model.implicit_functions import ImplicitFunctions, first_frame_weight
 from stif_rt.ops.implicit import BACKENDS, make_kernels, reference
 
 CPU = torch.device("cpu")
@@ -137,9 +137,9 @@ def test_untrained_motion_follows_a_given_velocity(backend, stride):
 @pytest.mark.parametrize("value", [-1e9, -9.0, 9.0, 1e9])
 def test_blend_never_divides_by_zero(value):
     time = torch.tensor([0.0, 0.5, 1.0])
-    share = first_share(torch.full((3,), value), time)
-    assert share[[0, 2]].tolist() == [1, 0]
-    assert (share[1] > 0.5) == (value > 0)
+    weight = first_frame_weight(torch.full((3,), value), time)
+    assert weight[[0, 2]].tolist() == [1, 0]
+    assert (weight[1] > 0.5) == (value > 0)
 
 
 @pytest.mark.parametrize("backend", RUNNABLE)

@@ -80,25 +80,25 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
             body(p, call.box.top + pixel / call.box.width, call.box.left + pixel % call.box.width);
         }
     };
-    const auto spatial = [&](auto *y) {  // the first network on one tile
-        siren<I>(call.first, *w, nullptr, 0, y, CHANNELS);
+    const auto run_entry = [&](auto *y) {  // the entry network on one tile
+        siren<I>(call.entry, *w, nullptr, 0, y, CHANNELS);
     };
     for (int64_t from = begin; from < end; from += I::tile_pixels) {
         const int64_t count = from + I::tile_pixels < end ? I::tile_pixels : end - from;
-        const auto located = [&](int p, int64_t i, int64_t j) {
+        const auto gather_entry = [&](int p, int64_t i, int64_t j) {
             float *__restrict preact = w->preact + p * CHANNELS;
             const Element *__restrict cell =
                 nearest_map + (vertical.cells[i] * horizontal.cell_count + horizontal.cells[j]) * CHANNELS;
             const float y = vertical.relative[i], x = horizontal.relative[j];
             for (int c = 0; c < CHANNELS; ++c)
                 preact[c] =
-                    call.first.start[c] + to_float(cell[c]) + y * call.relative[c] + x * call.relative[CHANNELS + c];
+                    call.entry.start[c] + to_float(cell[c]) + y * call.relative[c] + x * call.relative[CHANNELS + c];
         };
-        if (nearest_map) each(from, located);
+        if (nearest_map) each(from, gather_entry);
         if (call.feature) {
             Element *feature = static_cast<Element *>(call.feature) + from * CHANNELS;
             if (nearest_map) {
-                spatial(w->feature);
+                run_entry(w->feature);
                 std::memcpy(feature, w->feature, count * CHANNELS * sizeof(Element));
             } else {
                 for (int p = 0; p < I::tile_pixels; ++p)  // the last tile repeats its last pixel
@@ -110,11 +110,11 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
                 gather(bilinear_map,
                        neighbours(vertical.positions[i], horizontal.positions[j], vertical.cell_count,
                                   horizontal.cell_count),
-                       call.second.start, w->preact + p * CHANNELS);
+                       call.tif.start, w->preact + p * CHANNELS);
             });
-            siren<I>(call.second, *w, w->feature, CHANNELS, w->last, CHANNELS);
+            siren<I>(call.tif, *w, w->feature, CHANNELS, w->last, CHANNELS);
         } else {
-            spatial(w->last);
+            run_entry(w->last);
         }
         each(from, [&](int p, int64_t i, int64_t j) {
             if (p >= count) return;

@@ -90,9 +90,11 @@ class ImplicitFunctions(nn.Module):
         """
         check_time(self.config, times)
         inputs = (frames.shape[-2], frames.shape[-1])
-        return self.at(features, frames, times, make_geometry(self.config, inputs, size).to(frames.device))
+        return self.forward_geometry(
+            features, frames, times, make_geometry(self.config, inputs, size).to(frames.device)
+        )
 
-    def at(self, features: Features, frames: Tensor, times: Tensor, geometry: Geometry) -> Decoded:
+    def forward_geometry(self, features: Features, frames: Tensor, times: Tensor, geometry: Geometry) -> Decoded:
         """The frames at ``times`` and the pixels of ``geometry``; as ``forward`` otherwise."""
         config = self.config
         B, _, _, h, w = features.maps.shape
@@ -112,17 +114,17 @@ class ImplicitFunctions(nn.Module):
         # Spatial implicit function, Eq. 2 (published checkpoints also show it the frames and the time)
         relative = torch.stack(torch.meshgrid(vertical.relative, horizontal.relative, indexing="ij"))
         relative = relative.expand(B, 2, H, W).to(encoded.dtype)
-        located = (nearest(encoded), nearest(images), relative)
+        nearest_inputs = (nearest(encoded), nearest(images), relative)
         sif = None
         if not config.single_function:
-            sif = apply(self.feat_imnet, *located, *told, *([time] if config.sif_time else []))
+            sif = apply(self.feat_imnet, *nearest_inputs, *told, *([time] if config.sif_time else []))
 
         # Temporal implicit function
         flow = None
         y, x = (2 * vertical.positions + 1) / h - 1, (2 * horizontal.positions + 1) / w - 1
         query = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(B, H, W, 2)
         if config.flow and sif is None:
-            flow = apply(self.flow_imnet, *located, time)
+            flow = apply(self.flow_imnet, *nearest_inputs, time)
         elif config.flow and sif is not None:
             flow = apply(self.flow_imnet, sif, sample(encoded, query), sample(images, query), time)
         if flow is not None:
@@ -149,8 +151,8 @@ class ImplicitFunctions(nn.Module):
             warped0, warped1 = (sample(frames[:, k], p, "border", mode) for k, p in enumerate((p0, p1)))
             if config.blend:
                 rgb, m = rgb.split((3, 1), 1)
-                share = first_share(m, time)
-                rgb = rgb + share * warped0 + (1 - share) * warped1
+                frame0_weight = first_frame_weight(m, time)
+                rgb = rgb + frame0_weight * warped0 + (1 - frame0_weight) * warped1
             else:
                 rgb = rgb + (1 - time) * warped0 + time * warped1
         return Decoded(rgb, sif, flow)
@@ -163,7 +165,7 @@ def sample(x: Tensor, position: Tensor, padding: str = "zeros", mode: str = "bil
     return sampled.to(x.dtype)
 
 
-def first_share(m: Tensor, time: Tensor) -> Tensor:
+def first_frame_weight(m: Tensor, time: Tensor) -> Tensor:
     """Share of the first warped frame in the blend: (1 - t) e^m / ((1 - t) e^m + t e^-m), for the decoder's m."""
     against = time * torch.exp(-2 * m.clamp(-BLEND_LIMIT, BLEND_LIMIT))
     return (1 - time) / (1 - time + against)

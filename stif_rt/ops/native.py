@@ -74,8 +74,8 @@ class Implicit(ctypes.Structure):
         ("velocity", c_void_p),
         ("relative", c_void_p),
         ("time", c_float),
-        ("first", Siren),
-        ("second", Siren),
+        ("entry", Siren),
+        ("tif", Siren),
         ("feature", c_void_p),
         ("flow", c_void_p),
     )

@@ -66,7 +66,8 @@ typedef struct {
 
 /* Pass 1: F = SIF(nearest(nearest_map), relative position), flow = TIF(F, bilinear(bilinear_map)) + the flow that the
  * velocity v implies at time t: (-t V, (1 - t) V) with V = v(x - (t - 1/2) v(x)).
- * Without a bilinear map there is no second network: the first one's output is F, or the flow where feature is NULL.
+ * The entry network is the one that sees the relative position: SIF, or TIF where the variant has no SIF. Without a
+ * bilinear map it is the only one, and its output is F, or the flow where feature is NULL.
  * Without a nearest map the feature is given, and only the flow is computed. */
 typedef struct {
     stif_rt_axis vertical, horizontal;
@@ -76,7 +77,7 @@ typedef struct {
     const float *velocity;    /* [h, w, 2], x first, in pixels of the frames; or NULL */
     const float *relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
     float time;               /* t */
-    stif_rt_siren first, second;
+    stif_rt_siren entry, tif;
     void *feature; /* Element [box, 64] or NULL */
     float *flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */
 } stif_rt_implicit;

@@ -33,7 +33,7 @@ def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype
         return CpuKernels(fold(functions.to(device).float(), TURNS), *selected)
 
 
-class _Siren:
+class _PackedSiren:
     """One network with its weights packed."""
 
     def __init__(self, network: FoldedSiren, library: native.Library, isa: native.Isa, pixelwise: bool) -> None:
@@ -51,7 +51,7 @@ class _Siren:
         self._count = len(layers)
         self._local = native.Linear() if network.local is None or not pixelwise else pack(network.local, None)
 
-    def at(self, time: Tensor, geometry: Geometry) -> tuple[native.Siren, Tensor]:
+    def bind_time(self, time: Tensor, geometry: Geometry) -> tuple[native.Siren, Tensor]:
         """The network at one time, and the tensor that it points to."""
         start = self._network.first_bias(time, geometry.pixel_size)
         return native.Siren(self._local, self._hidden, self._count, start.data_ptr()), start
@@ -66,15 +66,15 @@ class CpuKernels:
         self.weights = weights
         self.dtype = isa.dtype
         self._library, self._isa = library, isa
-        located = weights.tif if weights.sif is None else weights.sif
-        self._first = self._second = None
-        if located is not None:
-            assert located.local is not None
-            self._relative = located.local.T.contiguous()  # [2, 64]
-            self._first = _Siren(located, library, isa, pixelwise=False)
+        entry_net = weights.tif if weights.sif is None else weights.sif
+        self._entry_net = self._tif = None
+        if entry_net is not None:
+            assert entry_net.local is not None
+            self._relative = entry_net.local.T.contiguous()  # [2, 64]
+            self._entry_net = _PackedSiren(entry_net, library, isa, pixelwise=False)
         if weights.sif is not None and weights.tif is not None:
-            self._second = _Siren(weights.tif, library, isa, pixelwise=True)
-        self._decoder = _Siren(weights.decoder, library, isa, pixelwise=True)
+            self._tif = _PackedSiren(weights.tif, library, isa, pixelwise=True)
+        self._decoder = _PackedSiren(weights.decoder, library, isa, pixelwise=True)
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         return project(self.weights, features, frames, self.dtype)
@@ -83,7 +83,7 @@ class CpuKernels:
         self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         require_contiguous(projections, times, feature)
-        if self._first is None:
+        if self._entry_net is None:
             return None, None
         size, known = (box.height, box.width), feature is not None
         if feature is None and self.weights.sif is not None:
@@ -92,28 +92,28 @@ class CpuKernels:
         flow = (
             None if self.weights.tif is None else torch.empty(*times.shape, *size, 4, dtype=torch.float32, device="cpu")
         )
-        nearest = projections.tif if self.weights.sif is None else projections.sif
-        bilinear = projections.tif if self._second is not None else ()
+        nearest_maps = projections.tif if self.weights.sif is None else projections.sif
+        bilinear_maps = projections.tif if self._tif is not None else ()
         for b, t in _indices(times):
             time_of_feature = t if feature is None else min(t, feature.shape[1] - 1)
             computed = not known and time_of_feature == t
             if not computed and flow is None:
                 continue
-            first, _keep_first = self._first.at(times[b, t], geometry)
-            second, _keep_second = native.Siren(), None
-            if self._second is not None:
-                second, _keep_second = self._second.at(times[b, t], geometry)
+            entry, _keep_entry = self._entry_net.bind_time(times[b, t], geometry)
+            tif, _keep_tif = native.Siren(), None
+            if self._tif is not None:
+                tif, _keep_tif = self._tif.bind_time(times[b, t], geometry)
             call = native.Implicit(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
                 native.Box(*box),
-                native.pointer(nearest[0], b) if computed else None,
-                native.pointer(bilinear[0], b) if bilinear else None,
+                native.pointer(nearest_maps[0], b) if computed else None,
+                native.pointer(bilinear_maps[0], b) if bilinear_maps else None,
                 native.pointer(projections.velocity, b),
                 self._relative.data_ptr(),
                 float(times[b, t]),
-                first,
-                second,
+                entry,
+                tif,
                 native.pointer(feature, b, time_of_feature),
                 native.pointer(flow, b, t),
             )
@@ -136,7 +136,7 @@ class CpuKernels:
         shape = (*times.shape, *size, 3) if as_bytes else (*times.shape, 3, *size)
         out = torch.empty(shape, dtype=output, device="cpu")
         for b, t in _indices(times):
-            decoder, _keep = self._decoder.at(times[b, t], geometry)
+            decoder, _keep = self._decoder.bind_time(times[b, t], geometry)
             call = native.Decode(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),

@@ -23,7 +23,7 @@ from torch import Tensor
 from stif_rt.geometry import Box, Geometry, in_output_pixels, to_pixels, warp_coordinates
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_share
+from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_frame_weight
 from stif_rt.ops.implicit import training
 from stif_rt.ops.implicit.interface import Projections, require_contiguous
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
@@ -66,10 +66,10 @@ class ReferenceKernels:
         flow = None if weights.tif is None else times.new_empty((*times.shape, *size, 4))
         for chunk in _chunks(box, times):
             rows = slice(chunk.top - box.top, chunk.top - box.top + chunk.height)
-            given = None if known is None else known[:, :, rows]
-            parts = self._implicit(projections, times, geometry, chunk, given)
+            known_rows = None if known is None else known[:, :, rows]
+            parts = self._implicit(projections, times, geometry, chunk, known_rows)
             for whole, part in zip((feature, flow), parts, strict=True):
-                if whole is not None and part is not None and part is not given:
+                if whole is not None and part is not None and part is not known_rows:
                     whole[:, :, rows] = part
         return feature, flow
 
@@ -79,27 +79,27 @@ class ReferenceKernels:
         sif, tif = self.weights.sif, self.weights.tif
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         vertical, horizontal = geometry.vertical, geometry.horizontal
-        located, maps = (tif, projections.tif) if sif is None else (sif, projections.sif)
-        if located is None:
+        entry_net, maps = (tif, projections.tif) if sif is None else (sif, projections.sif)
+        if entry_net is None:
             return None, None
         if feature is None:
-            assert located.local is not None
+            assert entry_net.local is not None
             relative = torch.broadcast_tensors(vertical.relative[rows, None], horizontal.relative[None, columns])
             table = maps[0].float() if torch.is_grad_enabled() else maps[0]  # so that gradients add in float32
             nearest = table[:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
-            first = nearest + torch.stack(relative, -1) @ located.local.T
+            preact = nearest + torch.stack(relative, -1) @ entry_net.local.T
             shown = times if sif is None or self.weights.config.sif_time else times[:, :1]
-            made = self._network(located, first[:, None], shown, geometry)
+            out = self._network(entry_net, preact[:, None], shown, geometry)
             if sif is None:
-                return None, in_output_pixels(made, geometry)
-            feature = made.to(self.dtype)
+                return None, in_output_pixels(out, geometry)
+            feature = out.to(self.dtype)
         if tif is None:
             return feature, None
         assert tif.local is not None
         y, x = torch.broadcast_tensors(vertical.positions[rows, None], horizontal.positions[None, columns])
         y, x = y.expand(len(times), -1, -1), x.expand(len(times), -1, -1)
-        first = bilinear(projections.tif[0], y, x)
-        flow = self._network(tif, first[:, None] + self._linear(feature, tif.local), times, geometry)
+        preact = bilinear(projections.tif[0], y, x)
+        flow = self._network(tif, preact[:, None] + self._linear(feature, tif.local), times, geometry)
         flow = in_output_pixels(flow, geometry)
         if projections.velocity is not None:
             flow = flow + flow_of(projections.velocity, y, x, times, geometry)
@@ -143,7 +143,7 @@ class ReferenceKernels:
         """The two terms of ``decode``: the decoder's output, and the blended frames (zero without residual)."""
         network, config = self.weights.decoder, self.weights.config
         (h, w), (H, W) = geometry.inputs, geometry.outputs
-        first = torch.zeros((), device=times.device)
+        preact = torch.zeros((), device=times.device)
         warped = []
         for k in (0, 1):
             y = warp_coordinates(flow[..., 2 * k + 1], geometry.vertical, region.top, dim=2)  # [B, T, height, width]
@@ -153,22 +153,22 @@ class ReferenceKernels:
                 rows, columns = to_pixels(y, H) - box.top, to_pixels(x, W) - box.left
                 sample = self._read_feature(feature, rows, columns)
                 weight = network.local[:, k * CHANNELS : (k + 1) * CHANNELS]
-                first = first + self._linear(sample, weight)
+                preact = preact + self._linear(sample, weight)
             if projections.decoder:
                 rows, columns = to_pixels(y, geometry.vertical.extent), to_pixels(x, geometry.horizontal.extent)
-                first = first + bilinear(projections.decoder[k], rows, columns)
+                preact = preact + bilinear(projections.decoder[k], rows, columns)
             if config.residual:
                 read = bicubic if config.bicubic else _bilinear_border
                 warped.append(read(projections.frames[:, k], to_pixels(y, h), to_pixels(x, w)))
-        said = self._network(network, first, times, geometry)
+        rgb = self._network(network, preact, times, geometry)
         if not config.residual:
-            return said.movedim(-1, 2), torch.zeros((), device=times.device)
+            return rgb.movedim(-1, 2), torch.zeros((), device=times.device)
         time = times[:, :, None, None, None]
-        share = 1 - time
+        frame0_weight = 1 - time
         if config.blend:
-            said, m = said.split((3, 1), -1)
-            share = first_share(m, time)
-        return said.movedim(-1, 2), (share * warped[0] + (1 - share) * warped[1]).movedim(-1, 2)
+            rgb, m = rgb.split((3, 1), -1)
+            frame0_weight = first_frame_weight(m, time)
+        return rgb.movedim(-1, 2), (frame0_weight * warped[0] + (1 - frame0_weight) * warped[1]).movedim(-1, 2)
 
     def _read_feature(self, feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """F, of every time or of all, at positions [B, T, height, width]."""
@@ -176,15 +176,15 @@ class ReferenceKernels:
             return bilinear(feature[:, 0], y, x)
         return bilinear(feature.flatten(0, 1), y.flatten(0, 1), x.flatten(0, 1)).unflatten(0, y.shape[:2])
 
-    def _network(self, network: FoldedSiren, first: Tensor, times: Tensor, geometry: Geometry) -> Tensor:
+    def _network(self, network: FoldedSiren, preact: Tensor, times: Tensor, geometry: Geometry) -> Tensor:
         """A SIREN from what its first layer makes of its inputs at each pixel. float32 [B, T, height, width, n]."""
-        first = first + network.first_bias(times, geometry.pixel_size)[:, :, None, None]
+        preact = preact + network.first_bias(times, geometry.pixel_size)[:, :, None, None]
         if _trains_in_bfloat16(self.dtype):
-            x = training.sine(first)
+            x = training.sine(preact)
             for weight, bias in network.hidden:
                 x = training.sine_layer(x, weight, bias)
             return training.linear(x, *network.output)
-        x = torch.sin(first)
+        x = torch.sin(preact)
         for weight, bias in network.hidden:
             x = torch.sin(self._linear(x, weight, bias))
         return self._linear(x, *network.output)
