@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from stif_rt.model.config import CHANNELS, CONFIGS, Config
-from stif_rt.ops.implicit.triton_backend import PADDED, Launch, Layers, launches
+from stif_rt.ops.implicit.gpu import Layers
+from stif_rt.ops.implicit.triton_backend import PADDED, Launch, launches
 
 FRAME = (720, 1280)
 DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}

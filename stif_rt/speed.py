@@ -10,7 +10,7 @@ from stif_rt.dtypes import dtype_name
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
-from stif_rt.ops.implicit import BACKENDS
+from stif_rt.ops.implicit import choose_backend
 from stif_rt.runtime import Runtime, bundled_weights, output_size
 from stif_rt.timing import time_steps
 
@@ -24,7 +24,7 @@ def backend_of(name: str, config: Config, device: torch.device, dtype: torch.dty
     """The kernel backend that ``name`` means: ``auto`` is the first that can run."""
     if name != "auto":
         return name
-    return next(key for key, module in BACKENDS.items() if module.unavailable_reason(config, device, dtype) is None)
+    return choose_backend(config, device, dtype)
 
 
 @dataclass(frozen=True)

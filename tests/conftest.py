@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.emulation import compile_emulation
 from helpers.models import GOLDEN, TINY, fill, fill_model
 from helpers.native import ISAS
 from helpers.triton_interpreter import mend_interpreter
@@ -95,11 +94,8 @@ def emulated(request, tmp_path_factory):
     """The kernels as functions on the CPU, as compiled for GPUs without and with bfloat16 tensor cores."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    library = tmp_path_factory.mktemp("emulation") / "deform_conv.so"
-    source = Path(__file__).parent / "emulation" / "deform_conv.cpp"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    subprocess.run(["g++", *flags, f"-D__CUDA_ARCH__={request.param}", "-o", library, source], check=True)
-    return ctypes.CDLL(str(library))
+    folder = tmp_path_factory.mktemp("emulation")
+    return compile_emulation("deform_conv", folder, (f"__CUDA_ARCH__={request.param}",))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from stif_rt.engines import BUNDLE_ENGINES, ENGINES, choose_engine
 from stif_rt.model.checkpoints import read_checkpoint
 from stif_rt.model.config import Config
 from stif_rt.ops import native
-from stif_rt.ops.implicit import BACKENDS
+from stif_rt.ops.implicit import BACKENDS, choose_backend
 from stif_rt.runtime import bundled_weights
 from stif_rt.runtime.device import choose_device, choose_dtype
 
@@ -78,9 +78,7 @@ def choice(config: Config) -> str:
     """What ``auto`` takes for a network, in words."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    kernels = next(
-        name for name, module in BACKENDS.items() if module.unavailable_reason(config, device, dtype) is None
-    )
+    kernels = choose_backend(config, device, dtype)
     engine = choose_engine("auto", device, dtype)
     return f"device {device}, dtype {dtype_name(dtype)}, encoder {engine}, kernels {kernels}"
 

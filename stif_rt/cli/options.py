@@ -10,7 +10,7 @@ import typer
 from stif_rt.dtypes import DTYPES
 
 NETWORK = "Network"
-BACKENDS = ("triton", "cpu", "reference")
+BACKENDS = ("triton", "cuda", "cpu", "reference")
 ENGINES = ("compiled", "torch")
 """Names for help, as the modules have them that are too slow to import for it; a test compares."""
 

@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from stif_rt.errors import CannotRunError, OutOfMemoryError
 from stif_rt.files import cache_folder, read_cache, write_cache
@@ -33,14 +36,17 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def compile_source(source_file: Path, architecture: str, reuse: bool = True) -> bytes:
-    """CUDA C++ compiled by NVRTC, and kept on disk under the hash of source, architecture and compiler.
+def compile_source(
+    source_file: Path, architecture: str, reuse: bool = True, definitions: tuple[str, ...] = ()
+) -> bytes:
+    """CUDA C++ compiled by NVRTC, and kept on disk under the hash of source, architecture, definitions and compiler.
 
     Needs no GPU.
 
     Args:
         architecture: One like ``sm_86`` for a cubin, one like ``compute_80`` for PTX.
         reuse: Take what is kept. False replaces it, where the driver has refused it.
+        definitions: Macros, such as ``WIDTH=64``.
 
     Raises:
         CannotRunError: NVRTC cannot compile it; the message has its own words.
@@ -49,22 +55,24 @@ def compile_source(source_file: Path, architecture: str, reuse: bool = True) -> 
 
     source = source_file.read_bytes()
     version = checked(nvrtc.nvrtcVersion())
-    key = hashlib.sha256(b"%s %s %s" % (source, architecture.encode(), str(version).encode())).hexdigest()[:32]
+    said = " ".join((architecture, str(version), *definitions)).encode()
+    key = hashlib.sha256(b"%s %s" % (source, said)).hexdigest()[:32]
     folder = cache_folder()
     cached = folder and folder / f"{source_file.stem}-{architecture}-{key}"
     with _locks.setdefault(key, threading.Lock()):
         kept = read_cache(cached) if reuse else None
         if kept is None:
-            kept = _compile(source, source_file.name, architecture)
+            kept = _compile(source, source_file.name, architecture, definitions)
             write_cache(cached, kept)
         return kept
 
 
-def _compile(source: bytes, name: str, architecture: str) -> bytes:
+def _compile(source: bytes, name: str, architecture: str, definitions: tuple[str, ...]) -> bytes:
     from cuda.bindings import nvrtc
 
     (program,) = checked(nvrtc.nvrtcCreateProgram(source, name.encode(), 0, [], []))
-    options = [b"--gpu-architecture=" + architecture.encode(), b"--std=c++17"]
+    macros = [f"--define-macro={definition}".encode() for definition in definitions]
+    options = [b"--gpu-architecture=" + architecture.encode(), b"--std=c++17", *macros]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         (size,) = checked(nvrtc.nvrtcGetProgramLogSize(program))
@@ -83,6 +91,38 @@ def _compile(source: bytes, name: str, architecture: str) -> bytes:
     checked(get(program, code))
     checked(nvrtc.nvrtcDestroyProgram(program))
     return code
+
+
+def load_kernel(compiler: Callable[..., bytes], name: str, device: int) -> Any:
+    """A kernel loaded on a GPU, which is the current device; or as words why there is none.
+
+    Args:
+        compiler: Makes the cubin for an architecture; with ``reuse=False`` anew.
+        name: The kernel's in it.
+        device: The GPU's index.
+
+    Raises:
+        OutOfMemoryError: The GPU has no memory for it.
+    """
+    from cuda.bindings import driver
+
+    major, minor = torch.cuda.get_device_capability(device)
+    architecture = f"sm_{major}{minor}"
+    try:
+        try:
+            (module,) = checked(driver.cuModuleLoadData(compiler(architecture)))
+        except OutOfMemoryError:
+            raise
+        except CannotRunError as error:
+            return str(error)
+        except RuntimeError:  # what was kept is not what this driver takes
+            (module,) = checked(driver.cuModuleLoadData(compiler(architecture, reuse=False)))
+        (function,) = checked(driver.cuModuleGetFunction(module, name.encode()))
+    except OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return f"the driver cannot load the kernel for {architecture}: {error}"
+    return function
 
 
 def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:

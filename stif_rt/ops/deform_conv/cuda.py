@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stif_rt.errors import CannotRunError, OutOfMemoryError
+from stif_rt.errors import CannotRunError
 from stif_rt.ops import nvrtc
 from stif_rt.ops.deform_conv.reference import TAPS
 
@@ -136,25 +136,7 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 @functools.cache
 def _load(device: int, name: str) -> Any:
     """The loaded kernel, or as words why there is none. The caller has made ``device`` the current one."""
-    from cuda.bindings import driver
-
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = f"sm_{major}{minor}"
-    try:
-        try:
-            (module,) = nvrtc.checked(driver.cuModuleLoadData(compile_kernel(architecture)))
-        except OutOfMemoryError:
-            raise
-        except CannotRunError as error:
-            return str(error)
-        except RuntimeError:  # what was kept is not what this driver takes
-            (module,) = nvrtc.checked(driver.cuModuleLoadData(compile_kernel(architecture, reuse=False)))
-        (function,) = nvrtc.checked(driver.cuModuleGetFunction(module, name.encode()))
-    except OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        return f"the driver cannot load the kernel for {architecture}: {error}"
-    return function
+    return nvrtc.load_kernel(compile_kernel, name, device)
 
 
 def _launch(device: torch.device, name: str, grid: Sequence[int], arguments: Sequence[Tensor | int | None]) -> None:

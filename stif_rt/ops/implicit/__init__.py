@@ -8,16 +8,41 @@ import torch
 
 from stif_rt.errors import CannotRunError
 from stif_rt.model.checkpoints import check_castable
+from stif_rt.model.config import Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit import cpu, reference, triton_backend
+from stif_rt.ops.implicit import cpu, cuda_backend, reference, triton_backend
 from stif_rt.ops.implicit.interface import Kernels
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {"triton": triton_backend, "cpu": cpu, "reference": reference}
-"""By preference. Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
+BACKENDS: dict[str, ModuleType] = {
+    "triton": triton_backend,
+    "cuda": cuda_backend,
+    "cpu": cpu,
+    "reference": reference,
+}
+"""Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
 ``build(functions, device, dtype)``."""
+
+
+def by_preference(device: torch.device) -> list[str]:
+    """The backends in the order in which ``auto`` tries them: on a GPU whose tensor cores Triton does not use, Turing,
+    CUDA C++ comes first."""
+    turing = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return sorted(BACKENDS, key=lambda name: turing and name != "cuda")
+
+
+def choose_backend(config: Config, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that ``auto`` means for a network; a log says why those before it are not used."""
+    for name in by_preference(device):
+        module = BACKENDS[name]
+        reason = module.unavailable_reason(config, device, dtype)
+        if reason is None:
+            return name
+        forced = module is cpu and device.type == "cpu" and native.ISA_ENV_VAR in os.environ
+        log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", name, reason)
+    raise AssertionError("the reference runs everywhere")
 
 
 def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -30,16 +55,10 @@ def make_kernels(name: str, functions: ImplicitFunctions, device: torch.device, 
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"unknown kernels {name!r}; there are: auto, {', '.join(BACKENDS)}")
     check_castable(functions, dtype)
-    for candidate, module in BACKENDS.items():
-        if name not in ("auto", candidate):
-            continue
-        reason = module.unavailable_reason(functions.config, device, dtype)
-        if reason is None:
-            log.info("kernels: %s", candidate)
-            kernels: Kernels = module.build(functions, device, dtype)
-            return kernels
-        if name == candidate:
-            raise CannotRunError(f"kernels {name!r} cannot run: {reason}")
-        forced = module is cpu and device.type == "cpu" and native.ISA_ENV_VAR in os.environ
-        log.log(logging.WARNING if forced else logging.INFO, "kernels %s not used: %s", candidate, reason)
-    raise AssertionError("the reference runs everywhere")
+    if name == "auto":
+        name = choose_backend(functions.config, device, dtype)
+    elif reason := BACKENDS[name].unavailable_reason(functions.config, device, dtype):
+        raise CannotRunError(f"kernels {name!r} cannot run: {reason}")
+    log.info("kernels: %s", name)
+    kernels: Kernels = BACKENDS[name].build(functions, device, dtype)
+    return kernels

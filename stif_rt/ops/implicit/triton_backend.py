@@ -9,20 +9,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry, cell_count
-from stif_rt.model.config import CHANNELS, WIDTHS, Config
-from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells
-from stif_rt.ops.implicit.interface import Projections, require_contiguous
+from stif_rt.model.config import CHANNELS, Config
+from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, unsupported_widths
+from stif_rt.ops.implicit.interface import Projections
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
-OLDEST = (7, 5)
 PADDED = 16
 """Width of an output layer with few channels, as in the kernels."""
 
@@ -50,28 +49,6 @@ class Launch:
     def options(self) -> dict[str, Any]:
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages, **limit}
-
-
-class Layers(NamedTuple):
-    """The hidden layers of a SIREN as the kernels run them, after the first of 64 sines.
-
-    plain: how many have 64. wide, last: widths of the one or two that follow, rounded up to a power of two; 0 for none.
-    """
-
-    plain: int
-    wide: int
-    last: int
-
-    @classmethod
-    def of(cls, widths: tuple[int, ...]) -> "Layers | None":
-        """None where a third layer would follow one that is wider than 64."""
-        plain = next((n for n, width in enumerate(widths[1:]) if width != CHANNELS), len(widths) - 1)
-        wider = [_padded_width(width) for width in widths[1 + plain :]]
-        return cls(plain, *wider, *[0] * (2 - len(wider))) if len(wider) <= 2 else None
-
-
-def _padded_width(width: int) -> int:
-    return 1 << (width - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -138,11 +115,7 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
             return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 7.5 or later"
         if dtype == torch.bfloat16 and capability < (8, 0):
             return "the GPU is older than bfloat16 (compute capability 8.0); use float16 or float32"
-    for name in WIDTHS:
-        layers, most = Layers.of(getattr(config, name)), 2 if name == "decoder_widths" else 1
-        if layers is None or (layers.last and most == 1):
-            return f"{name} {getattr(config, name)} have more than {most} layers from the first one wider than 64 on"
-    return None
+    return unsupported_widths(config)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
@@ -174,7 +147,7 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
         (vectors if located else matrices).append(columns)
     inputs = CHANNELS
     for weight, bias in network.hidden:
-        outputs = _padded_width(len(bias))
+        outputs = padded_width(len(bias))
         matrices.append(F.pad(weight, (0, inputs - weight.shape[1], 0, outputs - len(bias))).T)
         vectors.append(F.pad(bias, (0, outputs - len(bias))))
         inputs = outputs
@@ -192,55 +165,18 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
     )
 
 
-class TritonKernels:
+class TritonKernels(GpuKernels):
     """See the module's docstring, and ``Kernels`` for the shapes."""
 
     name = "triton"
 
     def __init__(self, weights: FoldedWeights, dtype: torch.dtype, launches: Launches) -> None:
-        self.config = weights.config
-        self.dtype = dtype
+        super().__init__(weights, dtype)
         self.launches = launches
-        networks = (weights.sif, weights.tif, weights.decoder)
-        self.sif, self.tif = (None if n is None else pack(n, dtype) for n in networks[:2])
+        self.sif, self.tif = (None if n is None else pack(n, dtype) for n in (weights.sif, weights.tif))
         self.decoder = pack(weights.decoder, dtype)
-        self.counts = [0 if n is None else len(n.projections) for n in networks]
-        columns = [weight.T for n in networks if n is not None for weight in n.projections]
-        self.projections = torch.stack(columns).to(dtype)  # [maps, 198, 64]
 
-    def project(self, features: Features, frames: Tensor) -> Projections:
-        B, _, _, h, w = features.maps.shape
-        shrunk = at_cells(frames, self.config.feature_stride)
-        pixels = torch.cat((features.maps.flatten(1, 2), shrunk.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
-        maps = pixels.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
-        sif, tif, decoder = maps.view(-1, B, h, w, CHANNELS).split(self.counts)
-        images = frames.movedim(2, -1).float().contiguous()
-        velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
-        return Projections(tuple(sif), tuple(tif), tuple(decoder), images, velocity)
-
-    def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        require_contiguous(projections, times, feature)
-        if self.sif is None and self.tif is None:
-            return None, None
-        size = (box.height, box.width)
-        flow = None if self.tif is None else times.new_empty((*times.shape, *size, 4))
-        if self.sif is None or feature is not None:
-            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
-            return feature, flow
-        shared = not self.config.sif_time and times.shape[1] > 1
-        counts = (len(times), 1) if shared else times.shape
-        feature = times.new_empty((*counts, *size, CHANNELS), dtype=self.dtype)
-        if shared:  # F at one time, then the flow at all of them
-            first = times[:, :1].contiguous()
-            self._launch_implicit(projections, first, geometry, box, feature, None, computed=True)
-            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
-        else:
-            self._launch_implicit(projections, times, geometry, box, feature, flow, computed=True)
-        return feature, flow
-
-    def _launch_implicit(
+    def launch_implicit(
         self,
         projections: Projections,
         times: Tensor,
@@ -250,7 +186,6 @@ class TritonKernels:
         flow: Tensor | None,
         computed: bool,
     ) -> None:
-        """Pass 1: F where ``computed``, else it is read where there is one; and the flow where there is room for it."""
         located = self.tif if self.sif is None else self.sif
         assert located is not None
         (located_map,) = projections.tif if self.sif is None else projections.sif
@@ -293,7 +228,7 @@ class TritonKernels:
             TIF_WIDE=tif.layers.wide,
         )
 
-    def decode(
+    def launch_decode(
         self,
         projections: Projections,
         feature: Tensor | None,
@@ -302,12 +237,8 @@ class TritonKernels:
         geometry: Geometry,
         region: Box,
         box: Box,
-        output: torch.dtype = torch.float32,
-    ) -> Tensor:
-        require_contiguous(projections, feature, flow, times)
-        size = (region.height, region.width)
-        shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
-        out = times.new_empty(shape, dtype=output)
+        out: Tensor,
+    ) -> None:
         maps = projections.decoder or (None, None)
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
@@ -354,7 +285,6 @@ class TritonKernels:
             WIDE=wide,
             LAST=last,
         )
-        return out
 
 
 def launch(name: str, configuration: Launch, box: Box, times: Tensor, **arguments: object) -> None:

@@ -1,0 +1,67 @@
+// csrc/cuda/implicit.cu on the CPU; see cuda_emulation.h.
+#include "cuda_emulation.h"
+
+using std::max;
+using std::min;
+
+struct Float2;
+void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b);
+unsigned pack(float low, float high);
+Float2 unpack(unsigned pair);
+float hardware_sine(float radians);
+
+#include "../../csrc/cuda/implicit.cu"
+
+unsigned pack(float low, float high) {
+    const _Float16 halves[2] = {(_Float16)low, (_Float16)high};
+    unsigned pair;
+    std::memcpy(&pair, halves, 4);
+    return pair;
+}
+
+Float2 unpack(unsigned pair) {
+    _Float16 halves[2];
+    std::memcpy(halves, &pair, 4);
+    return {(float)halves[0], (float)halves[1]};
+}
+
+float hardware_sine(float radians) {
+    return std::sin(radians);
+}
+
+// The matrix instruction m16n8k8: lanes show each other their operands and compute the sums that are theirs. A lane
+// may already show those of the next one while another still reads, but not of the one after: two turns suffice.
+void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b) {
+    struct Operands {
+        float a[16][8], b[8][8];  // [row][depth], [column][depth]
+    };
+    static Operands shown[1024 / 32][2];
+    static unsigned turns[1024];
+    Operands &operands = shown[threadIdx.x / 32][turns[threadIdx.x]++ % 2];
+    const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4 * 2;
+    const auto show = [&](float *row, unsigned pair) {
+        const Float2 values = unpack(pair);
+        row[q] = values.x;
+        row[q + 1] = values.y;
+    };
+    show(operands.a[r], a[0]);
+    show(operands.a[r + 8], a[1]);
+    show(operands.b[r], b);
+    __syncwarp();
+    for (int i = 0; i < 4; ++i) {
+        const float *const row = operands.a[r + i / 2 * 8], *const column = operands.b[q + i % 2];
+        for (int k = 0; k < 8; ++k) d[i] += row[k] * column[k];
+    }
+}
+
+// Return 0 where the threads wait for each other for ever.
+#define RUN(NAME, ARGUMENTS)                                                                             \
+    extern "C" int run_##NAME(const int *grid, int threads, unsigned seed, const ARGUMENTS *arguments) { \
+        return emulation::launch({grid[0], grid[1], grid[2]}, threads, seed, [=] { NAME(*arguments); }); \
+    }                                                                                                    \
+    extern "C" int size_of_##NAME() {                                                                    \
+        return sizeof(ARGUMENTS);                                                                        \
+    }
+
+RUN(implicit_float16, Implicit)
+RUN(decode_float16, Decode)
