@@ -22,7 +22,7 @@ def skip_unavailable(config, dtype):
 
 def run(config, case, dtype):
     kernels = make_kernels("triton", functions(config), CUDA, dtype)
-    features, frames, times = (x.to(CUDA) for x in inputs(case))
+    features, frames, times = (x.to(CUDA) for x in inputs(case, config))
     geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
     with torch.inference_mode():
         projections = kernels.project(features, frames)
@@ -58,7 +58,7 @@ def test_every_variant_is_as_good_as_pytorch(poisoned, variant, dtype):
     config, case = VARIANTS[variant], Case("gpu", (21, 34), (77, 101), (0.5,))
     skip_unavailable(config, dtype)
     exact = expected(functions(config), case, torch.float64)[2]
-    features, frames, times = inputs(case)
+    features, frames, times = inputs(case, config)
     with torch.no_grad():
         model = functions(config).to(dtype)
         plain = model(features.to(dtype), frames.to(dtype), times[:, 0].to(dtype), case.outputs).rgb[:, None]
@@ -82,7 +82,7 @@ def test_unusable_flows_do_no_harm(dtype):
     config, case = Config(grid="centres", residual=True), Case("flows", (6, 8), (12, 16))
     skip_unavailable(config, dtype)
     kernels = make_kernels("triton", functions(config), CUDA, dtype)
-    features, frames, times = (x.to(CUDA) for x in inputs(case))
+    features, frames, times = (x.to(CUDA) for x in inputs(case, config))
     geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
     with torch.inference_mode():
         projections = kernels.project(features, frames)

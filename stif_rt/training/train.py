@@ -400,7 +400,8 @@ def _has_unused(model: STIF, options: Options) -> bool:
 
 def _clip(model: STIF, limit: float | None) -> Tensor:
     """Limits the gradient of each part by itself. Returns the largest of their norms before that."""
-    norms = [nn.utils.clip_grad_norm_(part, limit or math.inf) for part in parts(model) if part]
+    trained = [[parameter for parameter in part if parameter.grad is not None] for part in parts(model)]
+    norms = [nn.utils.clip_grad_norm_(part, limit or math.inf) for part in trained if part]
     return torch.stack(norms).max()  # NaN where one is
 
 
