@@ -133,7 +133,7 @@ def test_windows_have_an_order():
 
 
 def test_scale_is_drawn_per_batch(clips):
-    data = Batches(clips, RECIPE, 1, 0, (), (1.0, 4.0))
+    data = Batches(clips, dataclasses.replace(RECIPE, scale=4.0), 1, 0, (), (1.0, 4.0))
     sides = {data[n].truth.shape[-1] for n in range(40)}
     assert min(sides) < 14
     assert max(sides) > 26
@@ -216,7 +216,12 @@ def test_velocity_is_known_midway_only():
     flow = torch.zeros(1, 2, 16, 16, 4)
     flow[..., 0], flow[..., 2] = -3, 5  # a velocity of 8 output pixels along x
     batch = Batch(
-        torch.rand(1, 2, 3, 8, 8), torch.tensor([[0.5, 0.25]]), torch.rand(1, 2, 3, 16, 16), flow, flow[..., :2] * 0 + 1
+        torch.rand(1, 2, 3, 8, 8),
+        torch.tensor([[0.5, 0.25]]),
+        torch.rand(1, 2, 3, 16, 16),
+        flow,
+        flow[..., :2] * 0 + 1,
+        context=0,
     )
     right = torch.tensor((4.0, 0.0)).view(1, 2, 1, 1)  # in input pixels
     assert levels_error((right.expand(1, 2, 2, 2), right.expand(1, 2, 4, 4)), batch).item() == pytest.approx(0.00075)
@@ -224,6 +229,22 @@ def test_velocity_is_known_midway_only():
     assert levels_error((wrong, wrong), batch).item() == pytest.approx(0.05 * 1.5 * 4, rel=1e-3)
     other = batch._replace(times=torch.tensor([[0.4, 0.25]]))
     assert levels_error((wrong, wrong), other).item() == 0
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+def test_patches_shrink_above_the_usual_scale(clips, unit):
+    """The truth is never larger than at the usual scale, which keeps its share of the batches."""
+    recipe = dataclasses.replace(RECIPE, patch=8, context=2, scale=1.5, window=2, photometric=False)
+    data = Batches(clips, recipe, 1, 0, scales=(1.0, 3.0), usual=0.5, unit=unit)
+    batches = [data[n] for n in range(60)]
+    assert 15 <= sum(batch.scale == 1.5 for batch in batches) <= 45
+    for batch in batches:
+        side = batch.frames.shape[-1] - 2 * batch.context
+        assert side % unit == 0 and batch.context % unit == 0
+        assert batch.truth.shape[-1] == round(side * batch.scale) <= 12 + 3 * unit
+        assert batch.flow.shape[2:4] == batch.visible.shape[2:4] == batch.truth.shape[-2:]
+    assert {1.0, 3.0} >= {round(batch.scale) for batch in batches} - {2.0}
+    assert len({batch.frames.shape[-1] for batch in batches}) > 1
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -401,8 +422,8 @@ def test_another_configuration_does_not_resume(clips, tmp_path):
 
 
 def test_both_stages_are_checked_before_the_first(clips, tmp_path):
-    options = dataclasses.replace(SMALL, min_scale=1.0, max_scale=8.0)
-    with pytest.raises(ValueError, match="64x64"):
+    options = dataclasses.replace(SMALL, min_scale=1.0, max_scale=20.0)
+    with pytest.raises(ValueError, match="no clip has 3 frames"):
         train(fresh(), clips, options, tmp_path, CPU, 0, lambda step: pytest.fail("an iteration was run"))
 
 

@@ -60,6 +60,7 @@ class Batch(NamedTuple):
 
     flow: [B, T, H, W, 4], where each pixel of the truth is seen in the inputs, (x0, y0, x1, y1) in output pixels.
     visible: [B, T, H, W, 2], 1 where the flow is known and that place shows the same point. float32.
+    context: input pixels around the patch that the frames show and the truth does not.
     """
 
     frames: Tensor
@@ -67,9 +68,29 @@ class Batch(NamedTuple):
     truth: Tensor
     flow: Tensor
     visible: Tensor
+    context: int
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the truth per pixel of the frames."""
+        return self.truth.shape[-1] / (self.frames.shape[-1] - 2 * self.context)
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(part.to(device) for part in self))
+        tensors = {name: part.to(device) for name, part in self._asdict().items() if name != "context"}
+        return self._replace(**tensors)
+
+
+class _Cut(NamedTuple):
+    """Sides of a batch's examples. patch, context: input pixels. truth, border: the same in pixels of the clips."""
+
+    patch: int
+    context: int
+    truth: int
+    border: int
+
+    @property
+    def side(self) -> int:
+        return self.truth + 2 * self.border
 
 
 class Batches(Dataset[Batch]):
@@ -83,31 +104,54 @@ class Batches(Dataset[Batch]):
         seed: int,
         pictures: Sequence[NDArray[np.uint8]] = (),
         scales: tuple[float, float] | None = None,
+        usual: float = 0.0,
+        unit: int = 1,
     ) -> None:
-        """scales: from which one is drawn for each batch, else the recipe's."""
-        self.scales = scales or (recipe.scale, recipe.scale)
-        side = math.ceil(recipe.shown * self.scales[1])
+        """scales: from which one is drawn for each batch, else the recipe's. usual: share of batches that have the
+        recipe's all the same. unit: what sides of a patch are multiples of.
+
+        Above the recipe's scale patch and context shrink, so that their truth is no larger than at that scale."""
+        self.scales, self.usual, self.unit = scales or (recipe.scale, recipe.scale), usual, unit
+        self.recipe, self.size, self.seed, self.pictures = recipe, size, seed, pictures
+        side = self._largest_side()
         usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.window)]
         if not usable:
             raise ValueError(f"no clip has {recipe.window} frames without a cut at {side}x{side} pixels or more")
-        self.clips, self.recipe, self.size, self.seed, self.pictures = usable, recipe, size, seed, pictures
+        self.clips = usable
         lengths = range(recipe.shortest_window, recipe.window + 1)
         self.windows = {length: [clip.windows(length) for clip in usable] for length in lengths}
 
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
+        cut = self._cut(self._draw_scale(rng))
+        examples = [self._example(rng, cut) for _ in range(self.size)]
+        frames, times, truth, flow, visible = (torch.stack(parts) for parts in zip(*examples, strict=True))
+        return Batch(frames, times, truth, flow, visible, cut.context)
+
+    def _draw_scale(self, rng: np.random.Generator) -> float:
         low, high = self.scales
         scale = low + (high - low) * rng.random()
-        patch = round(self.recipe.patch * scale)
-        border = round(self.recipe.context * scale)  # the same on both sides, so that the patch is the centre exactly
-        examples = [self._example(rng, patch, border) for _ in range(self.size)]
-        return Batch(*(torch.stack(parts) for parts in zip(*examples, strict=True)))
+        return self.recipe.scale if self.usual and rng.random() < self.usual else scale
 
-    def _example(self, rng: np.random.Generator, patch: int, border: int) -> Batch:
-        """One example, without the axis B. patch, border: sides of the truth and of what is shown around it."""
-        recipe, side = self.recipe, patch + 2 * border
+    def _cut(self, scale: float) -> "_Cut":
+        shrink = min(1.0, self.recipe.scale / scale)
+        patch = max(1, round(self.recipe.patch * shrink / self.unit)) * self.unit
+        context = round(self.recipe.context * shrink / self.unit) * self.unit
+        # the border is the same on both sides, so that the patch is the centre exactly
+        return _Cut(patch, context, round(patch * scale), round(context * scale))
+
+    def _largest_side(self) -> int:
+        """Of what may be cut, in pixels of the clips; up to a step of the rounding more where scales vary."""
+        low, high = self.scales
+        drawn = max(self._cut(scale).side for scale in np.linspace(low, high, 100))
+        usual = self._cut(self.recipe.scale).side if self.usual else 0
+        return max(drawn + (math.ceil(high) if low < high else 0), usual)
+
+    def _example(self, rng: np.random.Generator, cut: "_Cut") -> tuple[Tensor, ...]:
+        """The tensors of one example, without the axis B."""
+        recipe, side = self.recipe, cut.side
         if rng.random() < recipe.synthetic:
-            return self._in_motion(rng, patch, border)
+            return self._in_motion(rng, cut)
         places = [self._place(rng, side) for _ in range(recipe.candidates)]
         window = max(places, key=_interest) if len(places) > 1 else places[0]
         length = len(window)
@@ -122,7 +166,7 @@ class Batches(Dataset[Batch]):
         else:
             flow = torch.zeros(len(times), side, side, 4)
             visible = flow[..., :2]
-        return self._finish(rng, images, times, flow, visible, border)
+        return self._finish(rng, images, times, flow, visible, cut)
 
     def _targets(self, rng: np.random.Generator, length: int) -> NDArray[np.int64]:
         """Frames of a window that are to be predicted."""
@@ -143,15 +187,15 @@ class Batches(Dataset[Batch]):
         y, x = rng.integers(H - side + 1), rng.integers(W - side + 1)
         return clip.frames[first : first + length, y : y + side, x : x + side]
 
-    def _in_motion(self, rng: np.random.Generator, patch: int, border: int) -> Batch:
+    def _in_motion(self, rng: np.random.Generator, cut: "_Cut") -> tuple[Tensor, ...]:
         """Times are those of a window of the greatest length. Half of the scenes are one picture without cut-outs."""
-        recipe, side = self.recipe, patch + 2 * border
+        recipe, side = self.recipe, cut.side
         length = recipe.window
         times = (self._targets(rng, length) / (length - 1)).tolist()
         layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))]
-        largest = recipe.largest_motion * patch / recipe.patch
+        largest = recipe.largest_motion * cut.truth / cut.patch
         images, flow, visible = render_motion(layers, times, side, largest, rng)
-        return self._finish(rng, images, torch.tensor(times), flow, visible, border)
+        return self._finish(rng, images, torch.tensor(times), flow, visible, cut)
 
     def _picture(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A still picture: one of those given, or a frame of a clip, flipped and turned."""
@@ -163,19 +207,20 @@ class Batches(Dataset[Batch]):
         return _turn(picture[None], rng)[0]
 
     def _finish(
-        self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor, border: int
-    ) -> Batch:
+        self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor, cut: "_Cut"
+    ) -> tuple[Tensor, ...]:
         """images: the two inputs, then the targets, all at the targets' size and with the border around them."""
         recipe = self.recipe
         if recipe.photometric:
             images = _photometric(images, rng)
-        frames = degrade(images[:2], (recipe.shown, recipe.shown))
+        shown = cut.patch + 2 * cut.context
+        frames = degrade(images[:2], (shown, shown))
         if recipe.noise or recipe.exposure:
             gain = np.exp(rng.uniform(-recipe.exposure, recipe.exposure, (2, 1, 1, 1)) / 2)
             noise = rng.uniform(0, recipe.noise) * rng.standard_normal(frames.shape)
             frames = (frames * torch.from_numpy(gain) + torch.from_numpy(noise)).clamp(0, 1).float()
-        inner = slice(border, images.shape[-1] - border)
-        return Batch(frames, times, images[2:, :, inner, inner], flow[:, inner, inner], visible[:, inner, inner])
+        inner = slice(cut.border, cut.border + cut.truth)
+        return frames, times, images[2:, :, inner, inner], flow[:, inner, inner], visible[:, inner, inner]
 
 
 def _interest(patch: NDArray[np.uint8]) -> float:

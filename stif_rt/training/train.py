@@ -24,7 +24,7 @@ from stif_rt.errors import CannotRunError
 from stif_rt.files import whole_file
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.compact import CompactEncoder
-from stif_rt.model.config import CHANNELS, HEAD_STRIDE
+from stif_rt.model.config import CHANNELS, HEAD_STRIDE, Config
 from stif_rt.model.siren import Siren
 from stif_rt.model.stif import STIF
 from stif_rt.model.velocity import Velocities, resize
@@ -53,6 +53,7 @@ class Options:
     stage_two: int = option(150_000, SCHEDULE, "Iterations at scales drawn for each batch.", min=0)
     min_scale: float = option(1.0, SCHEDULE, "Smallest scale of stage two.", min=0.1)
     max_scale: float = option(4.0, SCHEDULE, "Largest scale of stage two.", min=0.1)
+    usual_scale: float = option(0.0, SCHEDULE, "Share of stage two's batches at stage one's scale.", min=0, max=1)
     batch: int = option(24, SCHEDULE, "Examples of an iteration, over all processes.", min=1)
     learning_rate: float = option(1e-4, SCHEDULE, "At first and after restarts.", min=0)
     final_learning_rate: float = option(1e-7, SCHEDULE, "Before restarts and at last.", min=0)
@@ -120,13 +121,12 @@ def charbonnier(output: Tensor, truth: Tensor) -> Tensor:
     return torch.sqrt((output - truth) ** 2 + 1e-6).mean()
 
 
-def flow_error(flow: Tensor, batch: Batch, context: int = 0) -> Tensor:
+def flow_error(flow: Tensor, batch: Batch) -> Tensor:
     """Mean distance, in input pixels, between the flow and the known one, over where that is visible; 0 if nowhere.
 
-    flow: [B, T, H, W, 4], output pixels. context: of the batch, see ``Recipe``.
+    flow: [B, T, H, W, 4], output pixels.
     """
-    scale = batch.truth.shape[-1] / (batch.frames.shape[-1] - 2 * context)
-    difference = ((flow - batch.flow) / scale).unflatten(-1, (2, 2))  # (frame, axis)
+    difference = ((flow - batch.flow) / batch.scale).unflatten(-1, (2, 2))  # (frame, axis)
     distance = torch.sqrt((difference**2).sum(-1) + 1e-4)
     return (distance * batch.visible).sum() / batch.visible.sum().clamp(min=1)
 
@@ -141,10 +141,9 @@ def levels_error(levels: tuple[Tensor, ...], batch: Batch) -> Tensor:
 
     levels: as ``Velocities`` has them. After Gauss-Newton an error counts half of what it does after the network.
     """
-    scale = batch.truth.shape[-1] / batch.frames.shape[-1]
     midway = (batch.times == 0.5).float()[..., None, None, None]
     weight = batch.visible.amax(-1, keepdim=True) * midway
-    truth = (batch.flow[..., 2:] - batch.flow[..., :2]) / scale
+    truth = (batch.flow[..., 2:] - batch.flow[..., :2]) / batch.scale
     truth, weight = ((truth * weight).sum(1).movedim(-1, 1), weight.sum(1).movedim(-1, 1).clamp(max=1))
     total = truth.new_zeros(())
     for number, v in enumerate(levels):
@@ -300,7 +299,9 @@ def train(
 
     total = options.stage_one + options.stage_two
     start = time.perf_counter()
-    for number, batch in enumerate(_batches(clips, pictures, options, done, total, rank, world, workers), done):
+    for number, batch in enumerate(
+        _batches(clips, pictures, options, done, total, rank, world, workers, patch_unit(model.config)), done
+    ):
         batch = batch.to(device)
         rate = options.learning_rate_at(number)
         for group, own in zip(optimizer.param_groups, groups, strict=True):  # a checkpoint's groups have its shares
@@ -361,12 +362,12 @@ class Objective(nn.Module):
             wrong = levels_error(found.levels, batch)
             return Losses(wrong + options.smooth_weight * slope(found.velocity, batch.frames), wrong, None)
         size = (batch.truth.shape[-2], batch.truth.shape[-1])
-        made = self.fast(batch.frames, batch.times, size, options.recipe.context)
+        made = self.fast(batch.frames, batch.times, size, batch.context)
         picture = charbonnier(made.rgb, batch.truth)
         total = picture
         if options.blend_weight:
             total = total + options.blend_weight * charbonnier(made.blend, batch.truth)
-        error = flow_error(made.flow, batch, options.recipe.context) if known and made.flow is not None else None
+        error = flow_error(made.flow, batch) if known and made.flow is not None else None
         if error is not None:
             total = total + warmth * options.flow_weight * error
         if made.velocities is not None and self.fast.train_motion:
@@ -376,11 +377,16 @@ class Objective(nn.Module):
         return Losses(total, picture, error)
 
 
+def patch_unit(config: Config) -> int:
+    """What sides of training patches are multiples of: the velocity head pads what it sees by itself."""
+    return config.feature_stride if config.motion else config.multiple
+
+
 def _check(model: STIF, options: Options, world: int) -> None:
     recipe, config = options.recipe, model.config
     if options.batch % world:
         raise ValueError(f"a batch of {options.batch} cannot be shared by {world} processes")
-    unit = config.feature_stride if config.motion else config.multiple
+    unit = patch_unit(config)
     if recipe.patch % unit or recipe.context % unit:
         raise ValueError(f"patch and context must be multiples of {unit}, not {recipe.patch} and {recipe.context}")
     if config.fixed_time:
@@ -435,13 +441,16 @@ def _batches(
     rank: int,
     world: int,
     workers: int,
+    unit: int,
 ) -> Iterator[Batch]:
-    """Batches ``done`` to ``total`` - 1, this process's share of each."""
+    """Batches ``done`` to ``total`` - 1, this process's share of each. unit: what sides of patches are multiples of."""
     stages = [
         (
             first,
             end,
-            Batches(clips, options.recipe, options.batch // world, options.seed, pictures, scales),
+            Batches(
+                clips, options.recipe, options.batch // world, options.seed, pictures, scales, options.usual_scale, unit
+            ),
         )
         for first, end, scales in (
             (0, options.stage_one, None),
