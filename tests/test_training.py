@@ -423,7 +423,7 @@ def test_another_configuration_does_not_resume(clips, tmp_path):
 
 def test_both_stages_are_checked_before_the_first(clips, tmp_path):
     options = dataclasses.replace(SMALL, min_scale=1.0, max_scale=20.0)
-    with pytest.raises(ValueError, match="no clip has 3 frames"):
+    with pytest.raises(ValueError, match="no clip has 4 frames"):
         train(fresh(), clips, options, tmp_path, CPU, 0, lambda step: pytest.fail("an iteration was run"))
 
 
