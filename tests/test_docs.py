@@ -1,5 +1,5 @@
 """Links between pages lead somewhere on GitHub too (those of the site are Sphinx's to check), and the messages that
-docs/troubleshooting.md explains are those of the sources."""
+pages explain are those of the sources."""
 
 import ast
 import re
@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "demo/README.md", ROOT / "stif_rt/weights/README.md"]
+EXPLAINED = ("docs/troubleshooting.md", "docs/clusters.md")
+"""Pages with tables of messages as they are in the sources, with … for what is put into them."""
 
 
 def without_code(text):
@@ -48,7 +50,7 @@ def messages():
 
 def explained():
     """The first column of the tables of messages."""
-    tables = (ROOT / "docs/troubleshooting.md").read_text().split("| message |")[1:]
+    tables = [table for name in EXPLAINED for table in (ROOT / name).read_text().split("| message |")[1:]]
     rows = [row for table in tables for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.M)]
     return [message.replace(r"\|", "|") for row in rows for message in re.findall("`([^`]+)`", row)]
 

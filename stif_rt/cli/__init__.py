@@ -14,6 +14,7 @@ COMMANDS = {
     "render": ("render.render", "Render a video at another size and frame rate."),
     "plan": ("plan.plan", "Divide a render among several processes."),
     "join": ("plan.join", "Join what the processes of a plan have rendered."),
+    "cluster": ("cluster.cluster", "Render on a Ray cluster, many videos at once."),
     "view": ("view.view", "Look at a clip as continuous video, in a browser."),
     "info": ("info.info", "What this machine can run, and why not the rest."),
     "bench": ("bench.bench", "Measure speed."),

@@ -1,20 +1,24 @@
 """``stif-rt plan`` and ``stif-rt join``: a render divided among processes."""
 
-import inspect
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from stif_rt.cli.arguments import pair_up, render_options
 from stif_rt.cli.progress import Reporter
-from stif_rt.cli.render import RUN, option, render
+from stif_rt.cli.render import RUN, option, with_options_of_render
 from stif_rt.cli.rendering import WITH_WARNINGS
 
 NOT_OF_A_PLAN = ("device", "dtype", "kernels", "encoder", "max_memory", "resume", "jobs", "shard", "plan", "dry_run")
 """Options of a render that are those of each process, not of the plan."""
 
 
+@with_options_of_render(
+    NOT_OF_A_PLAN,
+    shards=(Annotated[int, option("Number of processes.", min=1, panel=RUN)], 2),
+    plan=(Annotated[Path | None, option("File for the plan; OUTPUT.plan.json.", panel=RUN)], None),
+)
 def plan(**given: Any) -> None:
     """Divide a render among several processes, which may run on several machines that share the files.
 
@@ -40,28 +44,6 @@ def plan(**given: Any) -> None:
         frames=frames,
         shards=given["shards"],
     )
-
-
-def _signature() -> inspect.Signature:
-    """That of ``render``, with what a plan has instead of what a process has."""
-    hints = get_type_hints(render, include_extras=True)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    kept = [
-        parameter.replace(kind=keyword, annotation=hints[name])
-        for name, parameter in inspect.signature(render).parameters.items()
-        if name not in NOT_OF_A_PLAN
-    ]
-    shards = Annotated[int, option("Number of processes.", min=1, panel=RUN)]
-    path = Annotated[Path | None, option("File for the plan; OUTPUT.plan.json.", panel=RUN)]
-    own = [
-        inspect.Parameter("shards", keyword, default=2, annotation=shards),
-        inspect.Parameter("plan", keyword, default=None, annotation=path),
-    ]
-    return inspect.Signature([*kept, *own])
-
-
-plan.__signature__ = _signature()  # type: ignore[attr-defined]
-plan.__annotations__ = {name: parameter.annotation for name, parameter in _signature().parameters.items()}
 
 
 def join(

@@ -1,7 +1,9 @@
 """``stif-rt render``."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -10,6 +12,7 @@ from stif_rt.cli.options import NETWORK, Device, Dtype, EncoderOption, KernelsOp
 from stif_rt.cli.progress import Reporter
 from stif_rt.cli.rendering import Run, run_shard
 
+Command = TypeVar("Command", bound=Callable[..., None])
 SIZE, TIME, PICTURES, FILE, RUN = "Size", "Time", "Pictures", "Output file", "Running"
 EPILOG = """
 Examples:
@@ -233,8 +236,7 @@ def render(
     """Render a video at another size and frame rate."""
     given = dict(locals())
     reporter = Reporter(progress, quiet)  # type: ignore[arg-type]  # it checks the name
-    machine = {name: given[name] for name in ("device", "dtype", "kernels", "encoder")}
-    machine["max_memory"] = None if max_memory is None else int(max_memory * 2**30)
+    machine = machine_options(given)
     if plan is not None:
         if shard is None or paths or inputs or output:
             raise typer.BadParameter("--plan needs --shard, and no input or output: the plan has them")
@@ -245,3 +247,32 @@ def render(
         status = run.dry() if dry_run else run.all()
     if status:
         raise typer.Exit(status)
+
+
+def machine_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``Runtime.load`` from the options of a command, but for the weights."""
+    machine = {name: given[name] for name in ("device", "dtype", "kernels", "encoder")}
+    return machine | {"max_memory": None if given["max_memory"] is None else int(given["max_memory"] * 2**30)}
+
+
+def with_options_of_render(without: Sequence[str], **own: tuple[Any, Any]) -> Callable[[Command], Command]:
+    """A decorator for a command that takes the options of ``stif-rt render``, all of them as keywords.
+
+    Args:
+        without: the names of those that it does not take.
+        own: the type and the default of those that it takes besides.
+    """
+    hints = get_type_hints(render, include_extras=True)
+    types = {name: (hints[name], value.default) for name, value in inspect.signature(render).parameters.items()}
+    types = {name: type_ for name, type_ in types.items() if name not in without} | own
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, keyword, default=value, annotation=type_) for name, (type_, value) in types.items()
+    ]
+
+    def decorate(command: Command) -> Command:
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {name: type_ for name, (type_, _) in types.items()}
+        return command
+
+    return decorate

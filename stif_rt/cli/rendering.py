@@ -39,9 +39,7 @@ class Run:
 
     def all(self) -> int:
         """Renders everything; returns the exit status."""
-        folder = self.tasks[0][1].parent
-        if len(self.tasks) > 1 and folder.parent.is_dir():
-            folder.mkdir(exist_ok=True)
+        self._make_folder()
         failures = warnings = 0
         with stopped_by_signals(self._announce) as cancel:
             for source, target in self.tasks:
@@ -63,6 +61,12 @@ class Run:
                     failures += 1
                     self.reporter.error(f"{source}: {error}")
         return 1 if failures else WITH_WARNINGS if warnings else 0
+
+    def _make_folder(self) -> None:
+        """That of the outputs of several inputs."""
+        folder = self.tasks[0][1].parent
+        if len(self.tasks) > 1 and folder.parent.is_dir():
+            folder.mkdir(exist_ok=True)
 
     def _was_finished(self, target: Path) -> bool:
         """Whether an earlier run of several inputs, which this one resumes, has done this one."""
@@ -103,7 +107,6 @@ class Run:
     def _job(self, source: Path, target: Path) -> "Iterator[Job]":
         """A render; however it ends, what was wrong with its input is said, and what is kept of it."""
         from stif_rt.video.job import make_job
-        from stif_rt.video.workspace import workspace_path
 
         job = make_job(source, target, self.options, self.overwrite)
         try:
@@ -112,14 +115,16 @@ class Run:
             for notice in job.reader.notices:
                 self.reporter.warn(notice)
             job.reader.close()
-            folder = workspace_path(target)
-            if folder.is_dir() and self.resume_is_possible(folder):
-                text = f"what is finished is kept in {folder}; --resume goes on with it"
-                self.reporter.say(text, "kept", folder=str(folder))
+            self._say_what_is_kept(target)
 
-    @staticmethod
-    def resume_is_possible(folder: Path) -> bool:
-        return any(path.stem.isdecimal() for path in folder.iterdir())
+    def _say_what_is_kept(self, target: Path) -> None:
+        """Of a render that has ended, where it can be gone on with."""
+        from stif_rt.video.workspace import workspace_path
+
+        folder = workspace_path(target)
+        if folder.is_dir() and any(path.stem.isdecimal() for path in folder.iterdir()):
+            text = f"what is finished is kept in {folder}; --resume goes on with it"
+            self.reporter.say(text, "kept", folder=str(folder))
 
     def _here(self, job: "Job", weights: Path | str, cancel: Cancellation) -> "Rendered":
         from stif_rt.video.run import run_job
