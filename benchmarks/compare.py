@@ -333,6 +333,10 @@ def table(results: Results) -> str:
         text += [f"From {w}x{h}, {case}:", "", "| method | a frame | times stif-rt's | PSNR | SSIM | memory |"]
         text.append("|---|---|---|---|---|---|")
         text += [line(row, own) for row in listed] + [""]
+    text.append(
+        "A frame: the median time of all output frames, divided by their number. PSNR and SSIM, of RGB: of the frames "
+        "that were hidden. Memory: what the clip needs at most beyond libraries and weights."
+    )
     text.append(f"{settings['clip']} from frame {settings['start']}, at most {settings['pairs']} pairs of frames.")
     text.append(f"Measured on {describe_machine(results.content['machine'])}.")
     text += [

@@ -204,7 +204,11 @@ def growth() -> None:
         seconds = statistics.median(time_steps((runtime.render(0.5, size=(H, W)) for _ in range(3)), CPU))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         table.add_row(f"{W}x{H}", f"{H * W / 1e6:.1f}", f"{1e6 * seconds / (H * W):.2f}", f"{memory:.2f}")
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        "One picture each of the same pair of 320x180, medians of three; memory is the process's, libraries included."
+    )
 
 
 def main(
@@ -237,7 +241,12 @@ def main(
         table.add_row(
             row.name, f"{1e3 * seconds[row.name]:.1f}", f"{rate:.0f}", f"{seconds[row.name] / floor:.2f}", faster
         )
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        f"Medians of {rounds}. Floor: as many multiply-adds in bare matrix products of PyTorch (of an encoder: in its "
+        "3x3 convolution). Baseline: model.decode in PyTorch; torchvision's deformable convolution, or grid_sample."
+    )
     if video:
         print(f"stif-rt render, bundled weights, eight frames per pair: {video_rate():.2f} output frames per second")
 

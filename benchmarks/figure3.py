@@ -125,8 +125,20 @@ def measure_all(
                     progress.advance(task)
             write(results)
             now = time.perf_counter()
-            if seconds is not None and now + (now - start) > begin + seconds:
+            if number + 1 < rounds and seconds is not None and now + (now - start) > begin + seconds:
+                say_what_is_missing(number + 1, rounds, seconds)
                 return
+
+
+def say_what_is_missing(done: int, rounds: int, seconds: float) -> None:
+    """Where the time did not suffice for all rounds."""
+    scatter = "; one sample of each point does not tell how far they scatter" if done == 1 else ""
+    console.print(
+        f"stopped after {done} of {rounds} rounds, since the next one would end after {seconds:g} s{scatter}. The same "
+        "command goes on; --seconds allows more",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def pair(method: Method, frames: torch.Tensor, time_scale: int) -> Iterator[None]:
@@ -177,7 +189,8 @@ def tables(results: Results) -> str:
     best = fastest(results, lines, scales[-1])
     h, w = results.content["settings"]["input"]
     text = [
-        f"Seconds per pair of frames, {w}x{h} to {SCALE * w}x{SCALE * h}, median (and smallest to largest sample).",
+        f"Seconds per pair of frames, {w}x{h} to {SCALE * w}x{SCALE * h}: all that it takes to make the frames up to "
+        f"the next pair, xN of them. {samples_of(results)}",
         "",
         "| method | " + " | ".join(f"x{n}" for n in scales) + " |",
         "|---|" + "---|" * len(scales),
@@ -185,15 +198,30 @@ def tables(results: Results) -> str:
     for line in lines:
         text.append(f"| {line.label} | " + " | ".join(spread(results, line, n) for n in scales) + " |")
     if best is not None:
-        text += ["", f"How many times faster is {best.label}?", "", text[2], text[3]]
+        text += ["", f"How many times longer than {best.label} the others take:", "", text[2], text[3]]
         for line in lines:
             if line != best:
                 text.append(f"| {line.label} | " + " | ".join(ratio(results, line, best, n) for n in scales) + " |")
-    text += ["", "Once per pair, and per frame, where a method works frame by frame:", ""]
+    text += [
+        "",
+        "Medians of what is done once per pair and of what is done for each frame, where a method works frame by "
+        "frame; the last column is how many frames take as long as what is done once.",
+        "",
+    ]
     text += ["| method | pair | frame | pair / frame |", "|---|---|---|---|"]
     text += [cells for line in lines if (cells := apart(results, line))]
     text += ["", "Networks:", "", size_table(), "", *colophon(results)]
     return "\n".join(text) + "\n"
+
+
+def samples_of(results: Results) -> str:
+    """How many samples the points have, in words."""
+    good = [(line, n) for line in results.lines() for n in measured_scales(results) if totals(results, line, n)]
+    counts = {len(totals(results, line, n)) for line, n in good}
+    if max(counts, default=1) == 1:
+        return "One sample of each point, so that it is not known how far they scatter."
+    few = "" if len(counts) == 1 else f"{min(counts)} to "
+    return f"Median (and smallest to largest) of {few}{max(counts)} samples."
 
 
 def fastest(results: Results, lines: list[Line], time_scale: int) -> Line | None:

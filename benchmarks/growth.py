@@ -158,7 +158,10 @@ def tables(results: Results) -> str:
     text = []
     for key, title in PANELS:
         values = sorted({sample[key] for sample in results.samples if sample[key]})
-        text += [f"Seconds, and GiB of memory at most, against {title}.", ""]
+        text += [
+            f"Median seconds, and GiB that the frames need beyond weights, input and features, against {title}.",
+            "",
+        ]
         text += ["| method | " + " | ".join(f"{value:g}" for value in values) + " |", "|---|" + "---|" * len(values)]
         for line in results.lines():
             cells = {value: f"{seconds:.3g} s, {memory:.2g}" for value, seconds, memory in points(results, line, key)}

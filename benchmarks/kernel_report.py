@@ -371,6 +371,8 @@ def print_reports(reports: dict[Job, Report]) -> None:
         )
         name = report.kernel if report.kernel.startswith("deform") else f"{report.kernel[:-7]}_{report.dtype}"
         print(f"{name:24}{report.network:>8}{report.capability:>4}" + "".join(f"{value:>10}" for value in values))
+    print("warps: that a multiprocessor holds at once. registers, stack (bytes): of a thread. shared: of a block.")
+    print("matrix, sine, fp32, gather, all: instructions of that kind that a warp executes.")
 
 
 def print_roofline(reports: dict[Job, Report], dtype: str, network: str) -> None:

@@ -108,6 +108,7 @@ def soak(
     for point in points[:: max(1, len(points) // 10)]:
         table.add_row(f"{point['frames']:.0f}", f"{point['rate']:.1f}", f"{point['bytes'] / 2**20:.0f}")
     Console().print(table)
+    Console().print("Frames done so far, frames a second lately, memory of the process.")
 
 
 if __name__ == "__main__":

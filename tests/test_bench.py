@@ -133,6 +133,23 @@ def test_figure3_writes_everything_and_marks_failures(light, tmp_path):
     assert "| TMNet, float32 | not supported | out of memory |" in text
     assert "12x8 to 48x32" in text
     assert "11,312,698" in text
+    assert "Median (and smallest to largest) of 2 samples." in text
+
+
+@pytest.mark.slow
+def test_figure3_says_that_it_has_one_sample(light, tmp_path, capsys):
+    """Where the time does not suffice for more."""
+    choice = ("--method", "bicubic", "--time-scale", "2")
+    run(tmp_path, *choice, "--rounds", "3", "--seconds", "0")
+    said = capsys.readouterr().err
+    assert "stopped after 1 of 3 rounds, since the next one would end after 0 s; one sample of each point" in said
+    assert (
+        "One sample of each point, so that it is not known how far they scatter."
+        in (tmp_path / "figure3.md").read_text()
+    )
+    run(tmp_path, *choice, "--rounds", "2", "--seconds", "60")
+    assert "Median (and smallest to largest) of 2 samples." in (tmp_path / "figure3.md").read_text()
+    assert "stopped" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

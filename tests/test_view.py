@@ -304,37 +304,62 @@ def address(tmp_path, images):
         process.terminate()
 
 
-@pytest.mark.slow
-def test_in_chromium(address, images, tmp_path):
-    """A slider is drawn, a part zoomed with the wheel, and what the canvas shows is what the runtime renders."""
+@pytest.fixture
+def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if shutil.which("chromium") is None:
         pytest.skip("needs Debian's chromium")
     with playwright.sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 400}, bypass_csp=True)  # for evaluate
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        page.wait_for_function("document.body.dataset.settled === 'true'", timeout=60_000)
-        slider = page.locator("#time").bounding_box()
-        y = slider["y"] + slider["height"] / 2
-        page.mouse.move(slider["x"] + 8, y)
-        page.mouse.down()
-        page.mouse.move(slider["x"] + slider["width"] * 0.4, y, steps=5)
-        page.mouse.up()
-        page.wait_for_timeout(300)
-        canvas = page.locator("#canvas").bounding_box()
-        page.mouse.move(canvas["x"] + canvas["width"] * 0.55, canvas["y"] + canvas["height"] * 0.4)
-        page.mouse.wheel(0, -300)
-        page.mouse.wheel(0, -300)
-        page.wait_for_timeout(300)
-        page.wait_for_function("!wanted && document.body.dataset.settled === 'true'", timeout=60_000)
-        seen = page.evaluate(
-            """() => ({...state, width: canvas.width, height: canvas.height,
-            pixels: [...context.getImageData(0, 0, canvas.width, canvas.height).data]})"""
-        )
+        yield browser
         browser.close()
+
+
+@pytest.mark.slow
+def test_two_fingers_zoom_in_chromium(browser, address):
+    """What lay between them stays there, and is larger by as much as they are further apart."""
+    page = browser.new_page(viewport={"width": 900, "height": 400}, bypass_csp=True, has_touch=True)
+    page.goto(address)
+    page.wait_for_function("document.body.dataset.settled === 'true'", timeout=60_000)
+    between = """([x, y]) => { const r = ratio(), c = canvas.getBoundingClientRect();
+        return [state.zoom, ((x - c.left) * r - canvas.width / 2) / (clip.width * state.zoom) + state.x,
+                ((y - c.top) * r - canvas.height / 2) / (clip.height * state.zoom) + state.y]; }"""
+    touch = page.context.new_cdp_session(page)
+    before = page.evaluate(between, [450, 150])
+    for kind, half in (("Start", 50), ("Move", 75), ("Move", 100), ("End", None)):
+        points = [] if half is None else [{"x": 450 - half, "y": 150, "id": 0}, {"x": 450 + half, "y": 150, "id": 1}]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.wait_for_function("!wanted && document.body.dataset.settled === 'true'", timeout=60_000)
+    after = page.evaluate(between, [450, 150])
+    assert after == pytest.approx([2 * before[0], *before[1:]], rel=0.01)
+    assert page.evaluate("[fingers.size, drag]") == [0, None]
+
+
+@pytest.mark.slow
+def test_in_chromium(browser, address, images, tmp_path):
+    """A slider is drawn, a part zoomed with the wheel, and what the canvas shows is what the runtime renders."""
+    page = browser.new_page(viewport={"width": 900, "height": 400}, bypass_csp=True)  # for evaluate
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.wait_for_function("document.body.dataset.settled === 'true'", timeout=60_000)
+    slider = page.locator("#time").bounding_box()
+    y = slider["y"] + slider["height"] / 2
+    page.mouse.move(slider["x"] + 8, y)
+    page.mouse.down()
+    page.mouse.move(slider["x"] + slider["width"] * 0.4, y, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    canvas = page.locator("#canvas").bounding_box()
+    page.mouse.move(canvas["x"] + canvas["width"] * 0.55, canvas["y"] + canvas["height"] * 0.4)
+    page.mouse.wheel(0, -300)
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(300)
+    page.wait_for_function("!wanted && document.body.dataset.settled === 'true'", timeout=60_000)
+    seen = page.evaluate(
+        """() => ({...state, width: canvas.width, height: canvas.height,
+        pixels: [...context.getImageData(0, 0, canvas.width, canvas.height).data]})"""
+    )
     assert not errors
     assert 0.2 < seen["time"] < 0.25
     width, height = seen["width"], seen["height"]

@@ -21,6 +21,7 @@ let waiting = false; // while playing: for the answer to the last wish
 let asked = new Map(); // when each wish was made
 let played = 0; // when the last step of playing was
 let drag = null;
+const fingers = new Map(); // where each pointer is that is down on the canvas
 let sliding = false; // the slider between two frames is held, on which its ends must not move
 
 const SETTLED = 150; // milliseconds
@@ -260,7 +261,8 @@ canvas.addEventListener("wheel", (event) => {
 canvas.addEventListener("pointerdown", (event) => {
   const [x, y] = pointer(event);
   const onLine = state.mode === "split" && Math.abs(x - state.split * canvas.width) < 14 * ratio();
-  drag = { x, y, onLine };
+  fingers.set(event.pointerId, [x, y]);
+  drag = fingers.size === 1 ? { x, y, onLine } : null;
   canvas.setPointerCapture(event.pointerId);
   canvas.classList.add("dragged");
 });
@@ -269,22 +271,44 @@ canvas.addEventListener("pointermove", (event) => {
   const [x, y] = pointer(event);
   const near = state.mode === "split" && Math.abs(x - state.split * canvas.width) < 14 * ratio();
   canvas.style.cursor = near ? "ew-resize" : "";
+  if (fingers.size === 2 && fingers.has(event.pointerId)) pinch(event.pointerId, x, y);
   if (!drag || !clip) return;
   if (drag.onLine) {
     state.split = clamp(x / canvas.width, 0, 1);
     show();
     return;
   }
-  state.x = clamp(state.x - (x - drag.x) / (clip.width * state.zoom), 0, 1);
-  state.y = clamp(state.y - (y - drag.y) / (clip.height * state.zoom), 0, 1);
+  pan(x - drag.x, y - drag.y);
   Object.assign(drag, { x, y });
-  state.fitted = false;
-  wish();
 });
 
+function pan(dx, dy) {
+  state.x = clamp(state.x - dx / (clip.width * state.zoom), 0, 1);
+  state.y = clamp(state.y - dy / (clip.height * state.zoom), 0, 1);
+  state.fitted = false;
+  wish();
+}
+
+// One of two fingers has moved: what was between them follows their middle, and grows as their distance does.
+function pinch(id, x, y) {
+  const measure = () => {
+    const [[x0, y0], [x1, y1]] = fingers.values();
+    return [(x0 + x1) / 2, (y0 + y1) / 2, Math.max(Math.hypot(x1 - x0, y1 - y0), 1)];
+  };
+  const [x0, y0, before] = measure();
+  fingers.set(id, [x, y]);
+  const [x1, y1, after] = measure();
+  if (!clip) return;
+  pan(x1 - x0, y1 - y0);
+  zoom(after / before, x1, y1);
+}
+
 for (const name of ["pointerup", "pointercancel"])
-  canvas.addEventListener(name, () => {
-    drag = null;
+  canvas.addEventListener(name, (event) => {
+    fingers.delete(event.pointerId);
+    const [left] = fingers.values(); // one finger of two goes on by dragging
+    drag = left && fingers.size === 1 ? { x: left[0], y: left[1], onLine: false } : null;
+    if (drag) return;
     canvas.classList.remove("dragged");
   });
 
