@@ -240,7 +240,8 @@ def test_patches_shrink_above_the_usual_scale(clips, unit):
     assert 15 <= sum(batch.scale == 1.5 for batch in batches) <= 45
     for batch in batches:
         side = batch.frames.shape[-1] - 2 * batch.context
-        assert side % unit == 0 and batch.context % unit == 0
+        assert side % unit == 0
+        assert batch.context % unit == 0
         assert batch.truth.shape[-1] == round(side * batch.scale) <= 12 + 3 * unit
         assert batch.flow.shape[2:4] == batch.visible.shape[2:4] == batch.truth.shape[-2:]
     assert {1.0, 3.0} >= {round(batch.scale) for batch in batches} - {2.0}

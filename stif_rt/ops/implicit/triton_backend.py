@@ -70,9 +70,9 @@ class Launches:
 # rows from product to product without leaving a warp. What is measured is the assembler's report (kernel_report).
 PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in registers: 16 pixels are what fits
 AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
-# Fewer than 64 pixels, so that Triton does not take Hopper's and Blackwell's own matrix instructions but Ampere's: on an
-# H200, with Triton 3.6, pictures were wrong with the former (errors of 0.1 to 1) and right with the latter. There two
-# warps are faster than four: a 720p frame of stif-s 1.46 ms against 1.81, of the paper's network 2.07 against 2.47,
+# Fewer than 64 pixels, so that Triton does not take Hopper's and Blackwell's own matrix instructions but Ampere's: on
+# an H200, with Triton 3.6, pictures were wrong with the former (errors of 0.1 to 1) and right with the latter. There
+# two warps are faster than four: a 720p frame of stif-s 1.46 ms against 1.81, of the paper's network 2.07 against 2.47,
 # although the paper's decoder spills 24 to 80 bytes a thread.
 SMALL = Launch(4, 8, 32, 2, 2)
 EIGHT_WARPS = Launch(8, 8, 32, 8, 2)  # where the assembler spills the decoder's registers with 4 warps
