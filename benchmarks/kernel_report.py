@@ -23,7 +23,7 @@ import torch
 
 from stif_rt.model.config import CHANNELS, CONFIGS, Config
 from stif_rt.ops.implicit.gpu import Layers
-from stif_rt.ops.implicit.triton_backend import PADDED, Launch, launches
+from stif_rt.ops.implicit.triton_backend import OUT_PADDED, Launch, launches
 
 FRAME = (720, 1280)
 DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}
@@ -52,8 +52,8 @@ def work(kernel: str, config: Config) -> tuple[int, int]:
         return products, CHANNELS * (1 + layers.plain) + sum(widths)
 
     if kernel == "decode_kernel":
-        return network("decoder", 2 * CHANNELS, PADDED)
-    sif, tif = network("sif", 0, CHANNELS), network("tif", CHANNELS, PADDED)
+        return network("decoder", 2 * CHANNELS, OUT_PADDED)
+    sif, tif = network("sif", 0, CHANNELS), network("tif", CHANNELS, OUT_PADDED)
     return sif[0] + tif[0], sif[1] + tif[1]
 
 
@@ -142,8 +142,16 @@ class Report:
 def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[str, str], dict[Any, Any]]:
     """Types and alignments of a kernel's arguments, as a launch would find them."""
     types, attributes = {}, {}
-    integers = ("cells_y", "cells_x")
-    half = ("located_map", "tif_map", "located_weights", "tif_weights", "feature", "decoder_map0", "decoder_map1")
+    integers = ("nearest_index_y_ptr", "nearest_index_x_ptr")
+    half = (
+        "nearest_map_ptr",
+        "bilinear_map_ptr",
+        "entry_weights_ptr",
+        "tif_weights_ptr",
+        "feature_ptr",
+        "decoder_map0_ptr",
+        "decoder_map1_ptr",
+    )
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
         if name in constants:
@@ -153,7 +161,7 @@ def signature(kernel: Any, dtype: str, constants: dict[str, Any]) -> tuple[dict[
         elif name.startswith(("origin", "step", "extent", "unit", "scale")) or name in ("pixel_size", "stride"):
             types[name] = "fp32"
         else:
-            types[name] = "*i64" if name in integers else f"*{dtype}" if name in (*half, "weights") else "*fp32"
+            types[name] = "*i64" if name in integers else f"*{dtype}" if name in (*half, "weights_ptr") else "*fp32"
             attributes[(index,)] = [["tt.divisibility", 16]]
     return types, attributes
 
@@ -192,7 +200,7 @@ def compile_triton(
     flags = flags_of(kernel, NETWORKS[network]) | without
     constants = {**flags, **launch.constants}
     if kernel == "implicit_kernel" and not flags["VELOCITY"]:
-        constants["velocity"] = None
+        constants["velocity_ptr"] = None
     function = getattr(triton_kernels, kernel)
     types, attributes = signature(function, name, constants)
     source = ASTSource(function, types, constexprs=constants, attrs=attributes)
@@ -208,7 +216,7 @@ def compile_triton(
         threads=32 * launch.warps,
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         pixels=launch.rows * launch.columns,
-        trips=max(1, widest // launch.part),
+        trips=max(1, widest // launch.block_k),
     )
 
 

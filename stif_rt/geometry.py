@@ -45,9 +45,9 @@ class Axis:
     The encoder's maps have one cell for every ``feature_stride`` pixels of the frames, and one more for a remainder.
 
     inputs, outputs: n and N.
-    cells: int64 [N], the cell nearest to each output pixel.
-    relative: float32 [N], distance from that cell's centre, in cells times two.
-    positions: float32 [N], where each output pixel lies, in cells; from -0.5 to n / feature_stride - 0.5.
+    nearest_index: int64 [N], the cell nearest to each output pixel.
+    cell_offset: float32 [N], distance from that cell's centre, in cells times two.
+    source_coords: float32 [N], where each output pixel lies, in cells; from -0.5 to n / feature_stride - 0.5.
     origin, step: base grid of the warp. Output pixel j with flow u reads at origin + step * (j + u), normalised.
     flow_unit: what TIF's flow is counted in, in output pixels.
     scale: output pixels per input pixel, N / n.
@@ -56,9 +56,9 @@ class Axis:
 
     inputs: int
     outputs: int
-    cells: Tensor
-    relative: Tensor
-    positions: Tensor
+    nearest_index: Tensor
+    cell_offset: Tensor
+    source_coords: Tensor
     origin: float
     step: float
     flow_unit: float
@@ -73,9 +73,9 @@ class Axis:
     def to(self, device: torch.device | str) -> "Axis":
         return replace(
             self,
-            cells=self.cells.to(device),
-            relative=self.relative.to(device),
-            positions=self.positions.to(device),
+            nearest_index=self.nearest_index.to(device),
+            cell_offset=self.cell_offset.to(device),
+            source_coords=self.source_coords.to(device),
         )
 
 
@@ -96,10 +96,10 @@ def make_axis(
     y = f32(-1 + 1 / outputs) + f32(2 / outputs) * i
     y = np.clip(y, f32(-LIMIT), f32(LIMIT))
     extent = f32(inputs / stride)
-    positions = ((y + f32(1)) * extent - f32(1)) / f32(2)
-    cells = np.clip(np.rint(positions), 0, cell_count(inputs, stride) - 1)
-    centres = f32(-1) + (f32(2) * cells + f32(1)) / extent
-    relative = (y - centres) * extent
+    source_coords = ((y + f32(1)) * extent - f32(1)) / f32(2)
+    nearest_index = np.clip(np.rint(source_coords), 0, cell_count(inputs, stride) - 1)
+    centres = f32(-1) + (f32(2) * nearest_index + f32(1)) / extent
+    cell_offset = (y - centres) * extent
     if grid == "centres":
         origin, step = -1 + 1 / outputs, 2 / outputs
     elif outputs > 1:
@@ -109,9 +109,9 @@ def make_axis(
     return Axis(
         inputs,
         outputs,
-        torch.from_numpy(cells.astype(np.int64)),
-        torch.from_numpy(relative),
-        torch.from_numpy(positions),
+        torch.from_numpy(nearest_index.astype(np.int64)),
+        torch.from_numpy(cell_offset),
+        torch.from_numpy(source_coords),
         origin,
         step,
         outputs / inputs if flow_unit == "input" else 1.0,

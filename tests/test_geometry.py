@@ -12,14 +12,14 @@ AXES = sorted({(n, N) for case in CASES for n, N in zip(case.inputs, case.output
 def test_cells_and_positions(inputs, outputs):
     axis = make_axis(inputs, outputs, "corners")
     exact = (2 * np.arange(outputs) + 1) * inputs / (2 * outputs) - 0.5
-    np.testing.assert_allclose(axis.positions.numpy(), exact, atol=1e-5 * inputs)
-    assert np.abs(axis.cells.numpy() - exact).max() <= 0.5 + 1e-5 * inputs
-    np.testing.assert_allclose(axis.relative.numpy(), 2 * (exact - axis.cells.numpy()), atol=2e-5 * inputs)
+    np.testing.assert_allclose(axis.source_coords.numpy(), exact, atol=1e-5 * inputs)
+    assert np.abs(axis.nearest_index.numpy() - exact).max() <= 0.5 + 1e-5 * inputs
+    np.testing.assert_allclose(axis.cell_offset.numpy(), 2 * (exact - axis.nearest_index.numpy()), atol=2e-5 * inputs)
 
 
 def test_ties_go_to_the_even_cell():
-    assert make_axis(24, 37, "corners").cells[18] == 12
-    assert make_axis(16, 53, "corners").cells[26] == 8
+    assert make_axis(24, 37, "corners").nearest_index[18] == 12
+    assert make_axis(16, 53, "corners").nearest_index[26] == 8
 
 
 def test_ties_follow_float32_rounding():
@@ -27,7 +27,7 @@ def test_ties_follow_float32_rounding():
     n, N = 48, 100
     y = np.float32(-1 + 1 / N) + np.float32(2 / N) * np.arange(N, dtype=np.float32)
     cells = np.rint((y + 1) * np.float32(n) / np.float32(2) - np.float32(0.5)).astype(int)
-    assert make_axis(n, N, "corners").cells.tolist() == cells.clip(0, n - 1).tolist()
+    assert make_axis(n, N, "corners").nearest_index.tolist() == cells.clip(0, n - 1).tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 640])

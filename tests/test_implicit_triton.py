@@ -27,7 +27,7 @@ from stif_rt.ops.implicit import triton_backend
 from stif_rt.ops.implicit.weights import TURNS, fold
 
 CPU = torch.device("cpu")
-MAPS = ("decoder_map0", "decoder_map1")
+MAPS = ("decoder_map0_ptr", "decoder_map1_ptr")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 interpreted = pytest.mark.skipif(
     not triton_backend.interpreted(), reason="runs under the interpreter, in its own process"
@@ -192,11 +192,11 @@ def test_compiled_products_are_not_repeated(reports, job):
 @pytest.mark.parametrize(
     ("network", "kernel", "without"),
     [
-        ("stif", "implicit_kernel", {"TIF": False, "flow": None}),
-        ("stif", "implicit_kernel", {"SIF": False, "feature": None}),
+        ("stif", "implicit_kernel", {"TIF": False, "flow_ptr": None}),
+        ("stif", "implicit_kernel", {"SIF": False, "feature_ptr": None}),
         ("stif-s", "implicit_kernel", {"SIF": False, "GIVEN": True}),
-        ("stif", "decode_kernel", {"FLOW": False, "flow": None, "AGGREGATION": False} | dict.fromkeys(MAPS)),
-        ("stif", "decode_kernel", {"FEATURE": False, "feature": None, "RESIDUAL": False}),
+        ("stif", "decode_kernel", {"FLOW": False, "flow_ptr": None, "AGGREGATION": False} | dict.fromkeys(MAPS)),
+        ("stif", "decode_kernel", {"FEATURE": False, "feature_ptr": None, "RESIDUAL": False}),
     ],
 )
 def test_variants_compile(network, kernel, without):
@@ -228,7 +228,7 @@ def launched(monkeypatch):
 
     def launch(kernel, configuration, box, times, **arguments):
         function = getattr(triton_kernels, kernel)
-        added = ("times", "times_per_pair", "top", "left", "height", "width", *configuration.constants)
+        added = ("times_ptr", "times_per_pair", "top", "left", "height", "width", *configuration.constants)
         inspect.signature(function.fn).bind(**arguments, **dict.fromkeys(added))
         for value in arguments.values():
             if isinstance(value, torch.Tensor):
@@ -255,7 +255,7 @@ def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
             return mode.from_tensor(x).to("cuda")
 
         def on_cuda(axis):
-            tables = {name: cuda(getattr(axis, name)) for name in ("cells", "relative", "positions")}
+            tables = {name: cuda(getattr(axis, name)) for name in ("nearest_index", "cell_offset", "source_coords")}
             return replace(axis, **tables)
 
         kernels = triton_backend.TritonKernels(weights, dtype, triton_backend.launches((8, 6), dtype))

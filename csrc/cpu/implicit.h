@@ -56,7 +56,7 @@ void siren(const stif_rt_siren &network, Workspace<I> &w, const typename I::Elem
 // Adds the flow that a velocity implies at output pixel (i, j), in output pixels, to flow[4].
 inline void add_flow_of_velocity(const stif_rt_implicit &call, int64_t i, int64_t j, float *flow) {
     const stif_rt_axis &vertical = call.vertical, &horizontal = call.horizontal;
-    const float y = vertical.positions[i], x = horizontal.positions[j];
+    const float y = vertical.source_coords[i], x = horizontal.source_coords[j];
     const float back = (call.time - 0.5f) / vertical.stride;
     float v[2];
     sample_bilinear<2>(call.velocity, y, x, vertical.cell_count, horizontal.cell_count, v);
@@ -88,11 +88,12 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
         const auto gather_entry = [&](int p, int64_t i, int64_t j) {
             float *__restrict preact = w->preact + p * CHANNELS;
             const Element *__restrict cell =
-                nearest_map + (vertical.cells[i] * horizontal.cell_count + horizontal.cells[j]) * CHANNELS;
-            const float y = vertical.relative[i], x = horizontal.relative[j];
+                nearest_map +
+                (vertical.nearest_index[i] * horizontal.cell_count + horizontal.nearest_index[j]) * CHANNELS;
+            const float y = vertical.cell_offset[i], x = horizontal.cell_offset[j];
             for (int c = 0; c < CHANNELS; ++c)
-                preact[c] =
-                    call.entry.start[c] + to_float(cell[c]) + y * call.relative[c] + x * call.relative[CHANNELS + c];
+                preact[c] = call.entry.start[c] + to_float(cell[c]) + y * call.offset_weights[c] +
+                            x * call.offset_weights[CHANNELS + c];
         };
         if (nearest_map) each(from, gather_entry);
         if (call.feature) {
@@ -108,7 +109,7 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
             if (!bilinear_map) continue;
             each(from, [&](int p, int64_t i, int64_t j) {
                 gather(bilinear_map,
-                       neighbours(vertical.positions[i], horizontal.positions[j], vertical.cell_count,
+                       neighbours(vertical.source_coords[i], horizontal.source_coords[j], vertical.cell_count,
                                   horizontal.cell_count),
                        call.tif.start, w->preact + p * CHANNELS);
             });

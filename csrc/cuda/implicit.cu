@@ -438,20 +438,20 @@ __device__ __forceinline__ float to_pixels(float coordinate, float size) {
 // the network sees it, the hidden layers' biases, and the output's. weights: the slices in the order of their use, and
 // one more.
 struct Implicit {
-    const Half *located_map;       // of the network that sees the relative position: SIF, or TIF in "-s"
-    const float *located_vectors;  // its vectors
-    const Half *tif_map;
+    const Half *nearest_map;     // of the network that sees the relative position: SIF, or TIF in "-s"
+    const float *entry_vectors;  // its vectors
+    const Half *bilinear_map;
     const float *tif_vectors;
     const Quad *tif_output;
     const float *velocity;  // [pairs, h, w, 2], (x, y) in pixels of the frames
     const Quad *weights;
-    const float *times;                      // [pairs, times_per_pair]
-    const long long *cells_y, *cells_x;      // the cell nearest to each output pixel, by row and by column
-    const float *relative_y, *relative_x;    // distance from its centre
-    const float *positions_y, *positions_x;  // where an output pixel lies, in cells
-    Half *feature;                           // [frames, height, width, 64]; if given, [pairs, ..]
-    float *flow;                             // [frames, height, width, 4]
-    int given;                               // whether F is read, not computed
+    const float *times;                                  // [pairs, times_per_pair]
+    const long long *nearest_index_y, *nearest_index_x;  // the cell nearest to each output pixel, by row and by column
+    const float *cell_offset_y, *cell_offset_x;          // distance from its centre
+    const float *source_coords_y, *source_coords_x;      // where an output pixel lies, in cells
+    Half *feature;                                       // [frames, height, width, 64]; if given, [pairs, ..]
+    float *flow;                                         // [frames, height, width, 4]
+    int given;                                           // whether F is read, not computed
     int times_per_pair, h, w;
     int top, left, height, width;  // the box of output pixels
     float pixel_size;
@@ -484,12 +484,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
             }
         }
     } else {
-        start_first(first, a.located_vectors, t, a.pixel_size);
-        const int cell = (int)a.cells_y[y] * a.w + (int)a.cells_x[x];
-        const float vertical = a.relative_y[y], horizontal = a.relative_x[x];
+        start_first(first, a.entry_vectors, t, a.pixel_size);
+        const int cell = (int)a.nearest_index_y[y] * a.w + (int)a.nearest_index_x[x];
+        const float vertical = a.cell_offset_y[y], horizontal = a.cell_offset_x[x];
 #pragma unroll
         for (int p = 0; p < OWN; ++p) {
-            const Half *const at = a.located_map + (pair * cells + from_owner(cell, p)) * C + threadIdx.x % 4 * 8;
+            const Half *const at = a.nearest_map + (pair * cells + from_owner(cell, p)) * C + threadIdx.x % 4 * 8;
             const float down = from_owner(vertical, p), right = from_owner(horizontal, p);
 #pragma unroll
             for (int block = 0; block < 2; ++block) {
@@ -498,8 +498,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const Float2 read = unpack(run.at[i]);
-                    const Float2 by_y = pair_of(a.located_vectors + 3 * C, block * 4 + i);
-                    const Float2 by_x = pair_of(a.located_vectors + 4 * C, block * 4 + i);
+                    const Float2 by_y = pair_of(a.entry_vectors + 3 * C, block * 4 + i);
+                    const Float2 by_x = pair_of(a.entry_vectors + 4 * C, block * 4 + i);
                     values[2 * i] = read.x + down * by_y.x + right * by_x.x;
                     values[2 * i + 1] = read.y + down * by_y.y + right * by_x.y;
                 }
@@ -508,7 +508,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
         }
         if (a.feature) {
             Sums<C> out;
-            network<SIF_PLAIN, SIF_WIDE, 0, C>(out, first, stream, a.located_vectors + 5 * C, nullptr);
+            network<SIF_PLAIN, SIF_WIDE, 0, C>(out, first, stream, a.entry_vectors + 5 * C, nullptr);
             to_operand<C>(feature, out);
             const int stored = own.exists ? number : -1;
 #pragma unroll
@@ -527,11 +527,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
     }
     if (!a.flow) return;
 
-    const float near_y = a.positions_y[y], near_x = a.positions_x[x];
+    const float near_y = a.source_coords_y[y], near_x = a.source_coords_x[x];
     const float *biases = a.tif_vectors + 5 * C;
     if (a.feature) {
         start_first(first, a.tif_vectors, t, a.pixel_size);
-        bilinear(a.tif_map + pair * cells * C, near_y, near_x, a.h, a.w,
+        bilinear(a.bilinear_map + pair * cells * C, near_y, near_x, a.h, a.w,
                  [&](int p, int block, const float (&values)[8]) { add_eight(first, p, block, values); });
         multiply_all(first, feature, stream);
         biases = a.tif_vectors + 3 * C;

@@ -106,13 +106,13 @@ class ImplicitFunctions(nn.Module):
         told = [torch.ones_like(time) * geometry.pixel_size] if config.scale else []
 
         def nearest(x: Tensor) -> Tensor:
-            return x[:, :, vertical.cells][:, :, :, horizontal.cells]
+            return x[:, :, vertical.nearest_index][:, :, :, horizontal.nearest_index]
 
         def apply(network: Siren, *inputs: Tensor) -> Tensor:
             return network(torch.cat(inputs, 1).movedim(1, -1)).movedim(-1, 1)
 
         # Spatial implicit function, Eq. 2 (published checkpoints also show it the frames and the time)
-        relative = torch.stack(torch.meshgrid(vertical.relative, horizontal.relative, indexing="ij"))
+        relative = torch.stack(torch.meshgrid(vertical.cell_offset, horizontal.cell_offset, indexing="ij"))
         relative = relative.expand(B, 2, H, W).to(encoded.dtype)
         nearest_inputs = (nearest(encoded), nearest(images), relative)
         sif = None
@@ -121,7 +121,7 @@ class ImplicitFunctions(nn.Module):
 
         # Temporal implicit function
         flow = None
-        y, x = (2 * vertical.positions + 1) / h - 1, (2 * horizontal.positions + 1) / w - 1
+        y, x = (2 * vertical.source_coords + 1) / h - 1, (2 * horizontal.source_coords + 1) / w - 1
         query = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(B, H, W, 2)
         if config.flow and sif is None:
             flow = apply(self.flow_imnet, *nearest_inputs, time)

@@ -48,16 +48,16 @@ typedef struct {
 /* One axis of the picture; tables run over the output's pixels. The encoder's maps have one cell for every `stride`
  * pixels of the frames. */
 typedef struct {
-    int64_t inputs, outputs; /* n, N: pixels of the frames and of the picture */
-    int64_t cell_count;      /* of the maps: n / stride, rounded up */
-    const int64_t *cells;    /* [N] nearest cell */
-    const float *relative;   /* [N] distance from its centre */
-    const float *positions;  /* [N] where the pixel lies, in cells */
-    float origin, step;      /* base grid of the warp, normalised: origin + step * (pixel + flow) */
-    float flow_unit;         /* what the network counts flow in, in output pixels */
-    float extent;            /* cells from edge to edge of the frames: n / stride */
-    float stride;            /* pixels of the frames in a cell */
-    float scale;             /* N / n */
+    int64_t inputs, outputs;      /* n, N: pixels of the frames and of the picture */
+    int64_t cell_count;           /* of the maps: n / stride, rounded up */
+    const int64_t *nearest_index; /* [N] the nearest cell */
+    const float *cell_offset;     /* [N] distance from its centre */
+    const float *source_coords;   /* [N] where the pixel lies, in cells */
+    float origin, step;           /* base grid of the warp, normalised: origin + step * (pixel + flow) */
+    float flow_unit;              /* what the network counts flow in, in output pixels */
+    float extent;                 /* cells from edge to edge of the frames: n / stride */
+    float stride;                 /* pixels of the frames in a cell */
+    float scale;                  /* N / n */
 } stif_rt_axis;
 
 typedef struct {
@@ -72,11 +72,11 @@ typedef struct {
 typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box box;
-    const void *nearest_map;  /* Element [h, w, 64] or NULL; h and w are the axes' cell_count */
-    const void *bilinear_map; /* Element [h, w, 64] or NULL */
-    const float *velocity;    /* [h, w, 2], x first, in pixels of the frames; or NULL */
-    const float *relative;    /* [2, 64]: first-layer columns for the relative position, vertical first */
-    float time;               /* t */
+    const void *nearest_map;     /* Element [h, w, 64] or NULL; h and w are the axes' cell_count */
+    const void *bilinear_map;    /* Element [h, w, 64] or NULL */
+    const float *velocity;       /* [h, w, 2], x first, in pixels of the frames; or NULL */
+    const float *offset_weights; /* [2, 64]: first-layer columns for the offset from the cell, vertical first */
+    float time;                  /* t */
     stif_rt_siren entry, tif;
     void *feature; /* Element [box, 64] or NULL */
     float *flow;   /* [box, 4] or NULL: x0, y0, x1, y1 in output pixels */

@@ -43,8 +43,8 @@ class ImplicitArguments(ctypes.Structure):
     """``Implicit`` of the source."""
 
     _fields_ = _fields(
-        "located_map located_vectors tif_map tif_vectors tif_output velocity weights times cells_y cells_x relative_y "
-        "relative_x positions_y positions_x feature flow",
+        "nearest_map entry_vectors bilinear_map tif_vectors tif_output velocity weights times "
+        "nearest_index_y nearest_index_x cell_offset_y cell_offset_x source_coords_y source_coords_x feature flow",
         "given times_per_pair h w top left height width",
         "pixel_size unit_y unit_x stride scale_y scale_x",
     )
@@ -144,10 +144,10 @@ def fragments(weight: Tensor) -> Tensor:
 
 def pack(network: FoldedSiren) -> PackedSiren:
     """Lays a network out as the source says. Sines that pad a layer read nothing and are read by nothing."""
-    located = network.local is not None and network.local.shape[1] == 2
+    sees_offset = network.local is not None and network.local.shape[1] == 2
     vectors = [network.time, network.scale, network.bias]
     matrices: list[Tensor] = []
-    if network.local is not None and located:
+    if network.local is not None and sees_offset:
         vectors.append(network.local.T)
     elif network.local is not None:
         matrices += network.local.split(CHANNELS, 1)
@@ -195,11 +195,11 @@ class CudaKernels(GpuKernels):
         flow: Tensor | None,
         computed: bool,
     ) -> None:
-        located = self.tif if self.sif is None else self.sif
-        assert located is not None
-        (located_map,) = projections.tif if self.sif is None else projections.sif
+        entry_net = self.tif if self.sif is None else self.sif
+        assert entry_net is not None
+        (nearest_map,) = projections.tif if self.sif is None else projections.sif
         given = feature is not None and not computed
-        tif = self.tif or located
+        tif = self.tif or entry_net
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
@@ -207,15 +207,15 @@ class CudaKernels(GpuKernels):
             self.defined,
             box,
             times,
-            located_map=located_map,
-            located_vectors=located.vectors,
-            tif_map=projections.tif[0] if projections.tif else located_map,
+            nearest_map=nearest_map,
+            entry_vectors=entry_net.vectors,
+            bilinear_map=projections.tif[0] if projections.tif else nearest_map,
             tif_vectors=tif.vectors,
             tif_output=tif.output,
             velocity=projections.velocity,
-            weights=self.implicit_slices[len(located.slices) :] if given else self.implicit_slices,
-            **{f"{name}_y": getattr(vertical, name) for name in ("cells", "relative", "positions")},
-            **{f"{name}_x": getattr(horizontal, name) for name in ("cells", "relative", "positions")},
+            weights=self.implicit_slices[len(entry_net.slices) :] if given else self.implicit_slices,
+            **{f"{name}_y": getattr(vertical, name) for name in ("nearest_index", "cell_offset", "source_coords")},
+            **{f"{name}_x": getattr(horizontal, name) for name in ("nearest_index", "cell_offset", "source_coords")},
             feature=feature,
             flow=flow,
             given=given,

@@ -84,9 +84,9 @@ class ReferenceKernels:
             return None, None
         if feature is None:
             assert entry_net.local is not None
-            relative = torch.broadcast_tensors(vertical.relative[rows, None], horizontal.relative[None, columns])
+            relative = torch.broadcast_tensors(vertical.cell_offset[rows, None], horizontal.cell_offset[None, columns])
             table = maps[0].float() if torch.is_grad_enabled() else maps[0]  # so that gradients add in float32
-            nearest = table[:, vertical.cells[rows]][:, :, horizontal.cells[columns]].float()
+            nearest = table[:, vertical.nearest_index[rows]][:, :, horizontal.nearest_index[columns]].float()
             preact = nearest + torch.stack(relative, -1) @ entry_net.local.T
             shown = times if sif is None or self.weights.config.sif_time else times[:, :1]
             out = self._network(entry_net, preact[:, None], shown, geometry)
@@ -96,7 +96,7 @@ class ReferenceKernels:
         if tif is None:
             return feature, None
         assert tif.local is not None
-        y, x = torch.broadcast_tensors(vertical.positions[rows, None], horizontal.positions[None, columns])
+        y, x = torch.broadcast_tensors(vertical.source_coords[rows, None], horizontal.source_coords[None, columns])
         y, x = y.expand(len(times), -1, -1), x.expand(len(times), -1, -1)
         preact = bilinear(projections.tif[0], y, x)
         flow = self._network(tif, preact[:, None] + self._linear(feature, tif.local), times, geometry)

@@ -22,7 +22,7 @@ from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, u
 from stif_rt.ops.implicit.interface import Projections
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
-PADDED = 16
+OUT_PADDED = 16
 """Width of an output layer with few channels, as in the kernels."""
 
 
@@ -30,20 +30,20 @@ PADDED = 16
 class Launch:
     """Launch configuration of one kernel. Nothing of it changes the result by more than rounding.
 
-    rows, columns: output pixels of a tile. part: columns of a wide layer that are worked on at a time.
+    rows, columns: output pixels of a tile. block_k: columns of a wide layer that are worked on at a time.
     warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
     """
 
     rows: int
     columns: int
-    part: int
+    block_k: int
     warps: int
     stages: int
     registers: int | None = None
 
     @property
     def constants(self) -> dict[str, int]:
-        return {"ROWS": self.rows, "COLUMNS": self.columns, "SLICE": self.part}
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "BLOCK_K": self.block_k}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -140,12 +140,12 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
     """Lays a network out as ``triton_kernels`` says. Sines that pad a layer read nothing and are read by nothing."""
     layers = Layers.of((CHANNELS, *(len(bias) for _, bias in network.hidden)))
     assert layers is not None
-    located = network.local is not None and network.local.shape[1] == 2
+    sees_offset = network.local is not None and network.local.shape[1] == 2
     matrices: list[Tensor] = []
     vectors = [network.time, network.scale, network.bias]
     if network.local is not None:
         columns = network.local.T  # [inputs, 64]
-        (vectors if located else matrices).append(columns)
+        (vectors if sees_offset else matrices).append(columns)
     inputs = CHANNELS
     for weight, bias in network.hidden:
         outputs = padded_width(len(bias))
@@ -153,7 +153,7 @@ def pack(network: FoldedSiren, dtype: torch.dtype) -> PackedSiren:
         vectors.append(F.pad(bias, (0, outputs - len(bias))))
         inputs = outputs
     weight, bias = network.output
-    weight, empty = F.pad(weight, (0, inputs - weight.shape[1])), -len(weight) % PADDED
+    weight, empty = F.pad(weight, (0, inputs - weight.shape[1])), -len(weight) % OUT_PADDED
     vectors.append(F.pad(bias, (0, empty)))
     if layers.last:
         vectors.append(weight)
@@ -187,10 +187,10 @@ class TritonKernels(GpuKernels):
         flow: Tensor | None,
         computed: bool,
     ) -> None:
-        located = self.tif if self.sif is None else self.sif
-        assert located is not None
-        (located_map,) = projections.tif if self.sif is None else projections.sif
-        tif, tif_map = (located, located_map) if self.tif is None else (self.tif, projections.tif[0])
+        entry_net = self.tif if self.sif is None else self.sif
+        assert entry_net is not None
+        (nearest_map,) = projections.tif if self.sif is None else projections.sif
+        tif, bilinear_map = (entry_net, nearest_map) if self.tif is None else (self.tif, projections.tif[0])
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
@@ -198,17 +198,19 @@ class TritonKernels(GpuKernels):
             self.launches.of("implicit_kernel", self.decoder.layers),
             box,
             times,
-            located_map=located_map,
-            tif_map=tif_map,
-            velocity=projections.velocity,
-            located_weights=located.matrices,
-            located_vectors=located.vectors,
-            tif_weights=tif.matrices,
-            tif_vectors=tif.vectors,
-            **{f"{name}_y": getattr(vertical, name) for name in ("cells", "relative", "positions")},
-            **{f"{name}_x": getattr(horizontal, name) for name in ("cells", "relative", "positions")},
-            feature=feature,
-            flow=flow,
+            nearest_map_ptr=nearest_map,
+            bilinear_map_ptr=bilinear_map,
+            velocity_ptr=projections.velocity,
+            entry_weights_ptr=entry_net.matrices,
+            entry_vectors_ptr=entry_net.vectors,
+            tif_weights_ptr=tif.matrices,
+            tif_vectors_ptr=tif.vectors,
+            **{f"{name}_y_ptr": getattr(vertical, name) for name in ("nearest_index", "cell_offset", "source_coords")},
+            **{
+                f"{name}_x_ptr": getattr(horizontal, name) for name in ("nearest_index", "cell_offset", "source_coords")
+            },
+            feature_ptr=feature,
+            flow_ptr=flow,
             h=h,
             w=w,
             pixel_size=geometry.pixel_size,
@@ -217,14 +219,14 @@ class TritonKernels(GpuKernels):
             stride=float(vertical.stride),
             scale_y=vertical.scale,
             scale_x=horizontal.scale,
-            sif_wide=located.layers.wide,
+            sif_wide=entry_net.layers.wide,
             tif_wide=tif.layers.wide,
             SIF=computed and feature is not None,
             GIVEN=not computed and feature is not None,
             TIF=flow is not None,
             VELOCITY=projections.velocity is not None,
-            SIF_PLAIN=located.layers.plain,
-            SIF_WIDE=located.layers.wide,
+            SIF_PLAIN=entry_net.layers.plain,
+            SIF_WIDE=entry_net.layers.wide,
             TIF_PLAIN=tif.layers.plain,
             TIF_WIDE=tif.layers.wide,
         )
@@ -249,14 +251,14 @@ class TritonKernels(GpuKernels):
             self.launches.of("decode_kernel", self.decoder.layers),
             region,
             times,
-            feature=feature,
-            decoder_map0=maps[0],
-            decoder_map1=maps[1],
-            frames=projections.frames,
-            flow=flow,
-            weights=self.decoder.matrices,
-            vectors=self.decoder.vectors,
-            out=out,
+            feature_ptr=feature,
+            decoder_map0_ptr=maps[0],
+            decoder_map1_ptr=maps[1],
+            frames_ptr=projections.frames,
+            flow_ptr=flow,
+            weights_ptr=self.decoder.matrices,
+            vectors_ptr=self.decoder.vectors,
+            out_ptr=out,
             features_per_pair=1 if feature is None else feature.shape[1],
             h=h,
             w=w,
@@ -296,7 +298,7 @@ def launch(name: str, configuration: Launch, box: Box, times: Tensor, **argument
     with torch.cuda.device_of(times):
         getattr(triton_kernels, name)[(tiles, times.numel())](
             **arguments,
-            times=times,
+            times_ptr=times,
             times_per_pair=times.shape[1],
             top=box.top,
             left=box.left,

@@ -2,14 +2,14 @@
 
 A program makes one tile of ROWS x COLUMNS output pixels (M together) at one time of one pair. A SIREN's first layer has
 64 sines; PLAIN layers of 64 follow, then one of WIDE sines and one of LAST, either of which may be missing (0). The
-wide one is consumed SLICE columns at a time, so that its activations never are whole in registers. Products take their
-operands in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
+wide one is consumed BLOCK_K columns at a time, so that its activations never are whole in registers. Products take
+their operands in the maps' dtype and accumulate in float32 (never tf32); positions, flow, biases and sines are float32.
 
 Layout of a network's parameters, which ``triton_backend.pack`` writes: ``weights`` holds its matrices
 [inputs, outputs] one after another in the maps' dtype, ``vectors`` in float32 the first layer's columns for the time
 and for the size of a pixel, its bias, its two columns for the relative position where it has them, the hidden biases,
-and the output's bias. A layer of 192 is padded to 256, an output of few channels to PADDED; of a decoder with a LAST
-layer the output's matrix is in ``vectors``, row by row, after its bias.
+and the output's bias. A layer of 192 is padded to 256, an output of few channels to OUT_PADDED; of a decoder with a
+LAST layer the output's matrix is in ``vectors``, row by row, after its bias.
 """
 
 import os
@@ -20,7 +20,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 """Triton's interpreter knows no inline assembly."""
 C = tl.constexpr(64)  # channels
-PADDED = tl.constexpr(16)  # outputs of a last layer with few of them: the smallest matrix product
+OUT_PADDED = tl.constexpr(16)  # outputs of a last layer with few of them: the smallest matrix product
 LIMIT = tl.constexpr(1 - 1e-6)  # of normalised coordinates
 TWO_PI = tl.constexpr(6.283185307179586)
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest whole number
@@ -72,7 +72,7 @@ def first_bias(vectors, t, pixel_size):
 
 
 @triton.jit
-def wide_layer(x, weights, vectors, bias, width, OUTPUTS: tl.constexpr, WIDE: tl.constexpr, SLICE: tl.constexpr):
+def wide_layer(x, weights, vectors, bias, width, OUTPUTS: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr):
     """A sine layer from 64 to WIDE, then a linear layer to OUTPUTS without a sine. float32 [M, OUTPUTS].
 
     x: [M, 64]. weights: both matrices. vectors: the sine layer's bias. bias: float32 [1, OUTPUTS]. width: always WIDE,
@@ -82,54 +82,54 @@ def wide_layer(x, weights, vectors, bias, width, OUTPUTS: tl.constexpr, WIDE: tl
     total = tl.broadcast_to(bias, [x.shape[0], OUTPUTS])
     # Software pipelining: a slice's sines are computed while the product of the slice before runs on another unit. The
     # slice made in the last round is not used; leaving it out would take a second copy of the code, and registers.
-    part = sine_layer(x, matrix(weights, C, SLICE, WIDE), vector(vectors, SLICE))
-    for start in tl.range(0, width, SLICE):
-        ahead = tl.minimum(start + SLICE, WIDE - SLICE)
-        following = sine_layer(x, matrix(weights + ahead, C, SLICE, WIDE), vector(vectors + ahead, SLICE))
-        total = multiply_add(part, matrix(last + start * OUTPUTS, SLICE, OUTPUTS, OUTPUTS), total)
-        part = following
+    block = sine_layer(x, matrix(weights, C, BLOCK_K, WIDE), vector(vectors, BLOCK_K))
+    for start in tl.range(0, width, BLOCK_K):
+        ahead = tl.minimum(start + BLOCK_K, WIDE - BLOCK_K)
+        following = sine_layer(x, matrix(weights + ahead, C, BLOCK_K, WIDE), vector(vectors + ahead, BLOCK_K))
+        total = multiply_add(block, matrix(last + start * OUTPUTS, BLOCK_K, OUTPUTS, OUTPUTS), total)
+        block = following
     return total
 
 
 @triton.jit
 def hidden_layers(
-    first,
+    preact,
     weights,
     vectors,
     width,
     OUTPUTS: tl.constexpr,
     PLAIN: tl.constexpr,
     WIDE: tl.constexpr,
-    SLICE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     dtype: tl.constexpr,
 ):
     """From the first layer's pre-activation (in turns): PLAIN and WIDE sine layers, then a linear layer to OUTPUTS.
 
-    first: float32 [M, 64]. weights: the matrices from the second layer on. vectors: the biases from the second layer
+    preact: float32 [M, 64]. weights: the matrices from the second layer on. vectors: the biases from the second layer
     on, that of OUTPUTS included. width: see ``wide_layer``. Returns float32 [M, OUTPUTS].
     """
-    x = sine(first).to(dtype)
+    x = sine(preact).to(dtype)
     for n in tl.static_range(PLAIN):
         x = sine_layer(x, matrix(weights + n * C * C, C, C, C), vector(vectors + n * C, C))
     weights += PLAIN * C * C
     vectors += PLAIN * C
     bias = vector(vectors + WIDE, OUTPUTS)
     if WIDE > 0:
-        total = wide_layer(x, weights, vectors, bias, width, OUTPUTS, WIDE, SLICE)
+        total = wide_layer(x, weights, vectors, bias, width, OUTPUTS, WIDE, BLOCK_K)
     else:
-        total = multiply_add(x, matrix(weights, C, OUTPUTS, OUTPUTS), tl.broadcast_to(bias, [first.shape[0], OUTPUTS]))
+        total = multiply_add(x, matrix(weights, C, OUTPUTS, OUTPUTS), tl.broadcast_to(bias, [preact.shape[0], OUTPUTS]))
     return total
 
 
 @triton.jit
-def bilinear_corner(maps, first_pixel, row, column, share, height, width, CHANNELS: tl.constexpr):
+def bilinear_corner(maps, first_pixel, row, column, weight, height, width, CHANNELS: tl.constexpr):
     """One neighbour's part of a bilinear sample: zero outside the map, which is never read there. [M, CHANNELS]."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     row = tl.minimum(tl.maximum(row, 0), height - 1)
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     pixel = first_pixel + (row * width + column)
     value = tl.load(maps + pixel[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :])
-    return tl.where(inside, share, 0.0)[:, None] * value.to(tl.float32)
+    return tl.where(inside, weight, 0.0)[:, None] * value.to(tl.float32)
 
 
 @triton.jit
@@ -184,22 +184,22 @@ def velocity_at(velocity, first_pixel, y, x, height, width):
 
 @triton.jit(do_not_specialize=["times_per_pair", "h", "w", "top", "left", "height", "width", "sif_wide", "tif_wide"])
 def implicit_kernel(
-    located_map,
-    tif_map,
-    velocity,
-    located_weights,
-    located_vectors,
-    tif_weights,
-    tif_vectors,
-    times,
-    cells_y,
-    relative_y,
-    positions_y,
-    cells_x,
-    relative_x,
-    positions_x,
-    feature,
-    flow,
+    nearest_map_ptr,
+    bilinear_map_ptr,
+    velocity_ptr,
+    entry_weights_ptr,
+    entry_vectors_ptr,
+    tif_weights_ptr,
+    tif_vectors_ptr,
+    times_ptr,
+    nearest_index_y_ptr,
+    cell_offset_y_ptr,
+    source_coords_y_ptr,
+    nearest_index_x_ptr,
+    cell_offset_x_ptr,
+    source_coords_x_ptr,
+    feature_ptr,
+    flow_ptr,
     times_per_pair,
     h,
     w,
@@ -225,56 +225,64 @@ def implicit_kernel(
     TIF_WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SLICE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """Pass 1: F = SIF(nearest(P), relative position, t), flow = TIF(F, bilinear(P_tif), t) + the velocity's flow.
 
     The velocity's flow at time t is (-t V, (1 - t) V) with V = v(x - (t - 1/2) v(x)). SIF: F is computed. GIVEN: F
     [pairs, height, width, 64] is read instead. Neither ("-s"): TIF sees the relative position itself.
-    located: the network that sees the relative position. h, w: cells of the maps and of the velocity. stride: pixels of
+    entry: the network that sees the relative position. h, w: cells of the maps and of the velocity. stride: pixels of
     the frames in a cell. unit: what TIF counts in, and scale: an input pixel, both in output pixels.
     Reads per pixel 128 B of the SIF projection and 512 B of the TIF projection in half precision, nearly all of it from
     the cache; writes 128 B of F and 16 B of flow. Floor with the paper's widths: 63 k multiply-adds and 768 sines.
     """
-    dtype: tl.constexpr = located_weights.dtype.element_ty
+    dtype: tl.constexpr = entry_weights_ptr.dtype.element_ty
     row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
     frame = tl.program_id(1).to(tl.int64)
     pair = frame // times_per_pair
-    t = tl.load(times + frame)
+    t = tl.load(times_ptr + frame)
     y, x = row + top, column + left
     channels = tl.arange(0, C)[None, :]
     out = (frame * height + row) * width + column  # int64
 
     if GIVEN:
         given = (pair * height + row) * width + column
-        sif = tl.load(feature + given[:, None] * C + channels)
+        sif = tl.load(feature_ptr + given[:, None] * C + channels)
     else:
-        cell = (pair * h + tl.load(cells_y + y)) * w + tl.load(cells_x + x)
-        first = tl.load(located_map + cell[:, None] * C + channels).to(tl.float32)
-        first += first_bias(located_vectors, t, pixel_size)
-        first += tl.load(relative_y + y)[:, None] * vector(located_vectors + 3 * C, C)
-        first += tl.load(relative_x + x)[:, None] * vector(located_vectors + 4 * C, C)
-    weights, biases = located_weights, located_vectors + 5 * C
+        cell = (pair * h + tl.load(nearest_index_y_ptr + y)) * w + tl.load(nearest_index_x_ptr + x)
+        preact = tl.load(nearest_map_ptr + cell[:, None] * C + channels).to(tl.float32)
+        preact += first_bias(entry_vectors_ptr, t, pixel_size)
+        preact += tl.load(cell_offset_y_ptr + y)[:, None] * vector(entry_vectors_ptr + 3 * C, C)
+        preact += tl.load(cell_offset_x_ptr + x)[:, None] * vector(entry_vectors_ptr + 4 * C, C)
+    weights, biases = entry_weights_ptr, entry_vectors_ptr + 5 * C
     if SIF:
-        sif = hidden_layers(first, weights, biases, sif_wide, C, SIF_PLAIN, SIF_WIDE, SLICE, dtype).to(dtype)
-        tl.store(feature + out[:, None] * C + channels, sif, mask=exists[:, None])
+        sif = hidden_layers(preact, weights, biases, sif_wide, C, SIF_PLAIN, SIF_WIDE, BLOCK_K, dtype).to(dtype)
+        tl.store(feature_ptr + out[:, None] * C + channels, sif, mask=exists[:, None])
     if TIF:
         if SIF or GIVEN:
-            first = bilinear(tif_map, pair * h * w, tl.load(positions_y + y), tl.load(positions_x + x), h, w, C)
-            first += first_bias(tif_vectors, t, pixel_size)
-            first = multiply_add(sif, matrix(tif_weights, C, C, C), first)
-            weights, biases = tif_weights + C * C, tif_vectors + 3 * C
-        counted = hidden_layers(first, weights, biases, tif_wide, PADDED, TIF_PLAIN, TIF_WIDE, SLICE, dtype)
-        component = tl.arange(0, PADDED)[None, :]
+            preact = bilinear(
+                bilinear_map_ptr,
+                pair * h * w,
+                tl.load(source_coords_y_ptr + y),
+                tl.load(source_coords_x_ptr + x),
+                h,
+                w,
+                C,
+            )
+            preact += first_bias(tif_vectors_ptr, t, pixel_size)
+            preact = multiply_add(sif, matrix(tif_weights_ptr, C, C, C), preact)
+            weights, biases = tif_weights_ptr + C * C, tif_vectors_ptr + 3 * C
+        counted = hidden_layers(preact, weights, biases, tif_wide, OUT_PADDED, TIF_PLAIN, TIF_WIDE, BLOCK_K, dtype)
+        component = tl.arange(0, OUT_PADDED)[None, :]
         counted *= tl.where(component % 2 == 0, unit_x, unit_y)
         if VELOCITY:
             back = (t - 0.5) / stride
-            near_y, near_x = tl.load(positions_y + y), tl.load(positions_x + x)
-            u, v = velocity_at(velocity, pair * h * w, near_y, near_x, h, w)
-            u, v = velocity_at(velocity, pair * h * w, near_y - back * v, near_x - back * u, h, w)
+            near_y, near_x = tl.load(source_coords_y_ptr + y), tl.load(source_coords_x_ptr + x)
+            u, v = velocity_at(velocity_ptr, pair * h * w, near_y, near_x, h, w)
+            u, v = velocity_at(velocity_ptr, pair * h * w, near_y - back * v, near_x - back * u, h, w)
             moved = tl.where(component % 2 == 0, (u * scale_x)[:, None], (v * scale_y)[:, None])
             counted += tl.where(component < 2, -t, 1 - t) * moved
-        tl.store(flow + out[:, None] * 4 + component, counted, mask=exists[:, None] & (component < 4))
+        tl.store(flow_ptr + out[:, None] * 4 + component, counted, mask=exists[:, None] & (component < 4))
 
 
 @triton.jit
@@ -344,15 +352,15 @@ def cubic_taps(y, x, h, w):
     ]
 )
 def decode_kernel(
-    feature,
-    decoder_map0,
-    decoder_map1,
-    frames,
-    flow,
-    weights,
-    vectors,
-    times,
-    out,
+    feature_ptr,
+    decoder_map0_ptr,
+    decoder_map1_ptr,
+    frames_ptr,
+    flow_ptr,
+    weights_ptr,
+    vectors_ptr,
+    times_ptr,
+    out_ptr,
     times_per_pair,
     features_per_pair,
     h,
@@ -388,7 +396,7 @@ def decode_kernel(
     LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SLICE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """Pass 2: rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) + s frame0(p0) + (1 - s) frame1(p1), where p0 and p1 are
     the positions to which the flow points, and s = 1 - t, or with BLEND and m the decoder's fourth output
@@ -400,53 +408,57 @@ def decode_kernel(
     writes 12 B, planar float32, or 3 B, interleaved uint8, by the dtype of ``out``. Floor with the paper's widths: 95 k
     multiply-adds and 640 sines.
     """
-    dtype: tl.constexpr = weights.dtype.element_ty
+    dtype: tl.constexpr = weights_ptr.dtype.element_ty
     row, column, exists = tile_pixels(height, width, ROWS, COLUMNS)
     frame = tl.program_id(1).to(tl.int64)
     pair = frame // times_per_pair
-    t = tl.load(times + frame)
+    t = tl.load(times_ptr + frame)
     pixel = (frame * height + row) * width + column  # int64
 
-    first = tl.broadcast_to(first_bias(vectors, t, pixel_size), [ROWS * COLUMNS, C])
+    preact = tl.broadcast_to(first_bias(vectors_ptr, t, pixel_size), [ROWS * COLUMNS, C])
     feature_frame = pair * features_per_pair + tl.minimum(frame - pair * times_per_pair, features_per_pair - 1)
     for k in tl.static_range(2):
         offset = pixel * 4 + 2 * k
-        y, x = read_position(flow, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False)
+        y, x = read_position(
+            flow_ptr, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, False
+        )
         if FEATURE:
             rows, columns = to_pixels(y, H) - box_top, to_pixels(x, W) - box_left
             first_pixel = feature_frame * box_height * box_width
-            sample = bilinear(feature, first_pixel, rows, columns, box_height, box_width, C)
-            first = multiply_add(sample.to(dtype), matrix(weights + k * C * C, C, C, C), first)
+            sample = bilinear(feature_ptr, first_pixel, rows, columns, box_height, box_width, C)
+            preact = multiply_add(sample.to(dtype), matrix(weights_ptr + k * C * C, C, C, C), preact)
         if AGGREGATION:
-            maps = decoder_map1 if k else decoder_map0
-            first += bilinear(maps, pair * h * w, to_pixels(y, extent_y), to_pixels(x, extent_x), h, w, C)
+            maps = decoder_map1_ptr if k else decoder_map0_ptr
+            preact += bilinear(maps, pair * h * w, to_pixels(y, extent_y), to_pixels(x, extent_x), h, w, C)
 
-    matrices = weights + (2 * C * C if FEATURE else 0)
-    biases = vectors + 3 * C
-    channel = tl.arange(0, PADDED)[None, :]
+    matrices = weights_ptr + (2 * C * C if FEATURE else 0)
+    biases = vectors_ptr + 3 * C
+    channel = tl.arange(0, OUT_PADDED)[None, :]
     if LAST > 0:
-        last = sine(hidden_layers(first, matrices, biases, wide, LAST, PLAIN, WIDE, SLICE, dtype))
+        last = sine(hidden_layers(preact, matrices, biases, wide, LAST, PLAIN, WIDE, BLOCK_K, dtype))
         biases += PLAIN * C + WIDE + LAST
-        rgb = tl.broadcast_to(vector(biases, PADDED), [ROWS * COLUMNS, PADDED])
-        output = biases + PADDED  # three or four outputs are too few for a matrix product
+        rgb = tl.broadcast_to(vector(biases, OUT_PADDED), [ROWS * COLUMNS, OUT_PADDED])
+        output = biases + OUT_PADDED  # three or four outputs are too few for a matrix product
         for k in tl.static_range(4 if BLEND else 3):
             colour = tl.sum(last * vector(output + k * LAST, LAST), 1)
             rgb += tl.where(channel == k, colour[:, None], 0.0)
     else:
-        rgb = hidden_layers(first, matrices, biases, wide, PADDED, PLAIN, WIDE, SLICE, dtype)
+        rgb = hidden_layers(preact, matrices, biases, wide, OUT_PADDED, PLAIN, WIDE, BLOCK_K, dtype)
 
     if RESIDUAL:
         # Last, and from a flow read again, so that nothing of it takes registers from the network.
-        share = tl.full([ROWS * COLUMNS], 1.0, tl.float32) * (1 - t)
+        frame0_weight = tl.full([ROWS * COLUMNS], 1.0, tl.float32) * (1 - t)
         if BLEND:
             m = tl.sum(tl.where(channel == 3, rgb, 0.0), 1)
             m = tl.where(m > -8, tl.minimum(m, 8.0), -8.0)
-            share = (1 - t) / (1 - t + t * tl.exp(-2 * m))
+            frame0_weight = (1 - t) / (1 - t + t * tl.exp(-2 * m))
         for k in tl.static_range(2):
             offset = pixel * 4 + 2 * k
-            y, x = read_position(flow, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True)
+            y, x = read_position(
+                flow_ptr, offset, row + top, column + left, origin_y, step_y, origin_x, step_x, FLOW, True
+            )
             rows, columns = to_pixels(y, frame_h), to_pixels(x, frame_w)
-            image = frames + (pair * 2 + k) * frame_h * frame_w * 3
+            image = frames_ptr + (pair * 2 + k) * frame_h * frame_w * 3
             if BICUBIC:
                 tap, weight = cubic_taps(rows, columns, frame_h, frame_w)
             for n in tl.static_range(3):
@@ -454,14 +466,14 @@ def decode_kernel(
                     colour = tl.sum(weight * tl.load(image + tap * 3 + n), 1)
                 else:
                     colour = bilinear_colour(image + n, rows, columns, frame_h, frame_w)
-                colour *= (1 - share) if k else share
+                colour *= (1 - frame0_weight) if k else frame0_weight
                 rgb += tl.where(channel == n, colour[:, None], 0.0)
 
     wanted = exists[:, None] & (channel < 3)
-    if out.dtype.element_ty == tl.uint8:
+    if out_ptr.dtype.element_ty == tl.uint8:
         level = tl.where(rgb > 0, tl.minimum(rgb, 1.0), 0.0) * 255 + ROUND
         level = (level.to(tl.int32, bitcast=True) - ROUND_BITS).to(tl.uint8)
-        tl.store(out + pixel[:, None] * 3 + channel, level, mask=wanted)
+        tl.store(out_ptr + pixel[:, None] * 3 + channel, level, mask=wanted)
     else:
         plane = height * width
-        tl.store(out + (pixel + 2 * frame * plane)[:, None] + channel * plane, rgb, mask=wanted)
+        tl.store(out_ptr + (pixel + 2 * frame * plane)[:, None] + channel * plane, rgb, mask=wanted)
