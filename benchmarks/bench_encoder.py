@@ -39,6 +39,7 @@ def flop_per_pixel(config: str) -> float:
     return counter.get_total_flops() / 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("config", ["stif-s", "stif"])
 @pytest.mark.parametrize("device", DEVICES)

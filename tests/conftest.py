@@ -17,8 +17,8 @@ from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops import native
 
-SLOW_FIXTURES = {"compact_graph", "half_graphs", "paper_graph", "reports"}
-"""They take seconds to make: the tests that share them are slow, whichever is the first."""
+SLOW_FIXTURES = {"compact_graph", "emulated", "half_graphs", "paper_graph", "reports", "stopped"}
+"""They take long to make: the tests that share them are slow, whichever is the first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

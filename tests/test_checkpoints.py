@@ -89,6 +89,7 @@ def test_safetensors_keep_the_configuration(tiny_model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+@pytest.mark.slow
 def test_half_precision_weights_become_float32(tiny_model, tmp_path):
     save_model(tiny_model, tmp_path / "w.safetensors", torch.float16)
     for name, value in load_model(tmp_path / "w.safetensors").state_dict().items():

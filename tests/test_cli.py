@@ -24,6 +24,7 @@ def weights(tiny_model, tmp_path):
     return str(tmp_path / "weights" / "w.safetensors")
 
 
+@pytest.mark.slow
 def test_video_with_sound(monkeypatch, capsys, tmp_path, weights):
     source = write_video(tmp_path / "in.mp4", [picture(n) for n in range(8)], Fraction(10), sound=True)
     target = tmp_path / "out.mp4"

@@ -89,6 +89,7 @@ def make(tiny_model, max_memory=1 << 26, **options):
 REQUESTS = [{"t": 0.3, "scale": 2}, {"t": [0.2, 0.9], "size": (20, 31)}, {"t": 0.6, "output": "uint8"}]
 
 
+@pytest.mark.slow
 def test_pairs_take_turns_in_one_set_of_graphs(pools, tiny_model, frames):
     runtime, plain = make(tiny_model), make(tiny_model, graphs=False)
     both = [(frames[0], frames[1]), (frames[1], frames[0])]

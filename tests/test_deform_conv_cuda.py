@@ -72,7 +72,6 @@ def assert_as_good_as_pytorch(actual, given):
     assert error.abs().max() <= 2 * plain.abs().max() + 1e-6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -81,13 +80,11 @@ def test_kernel_matches_the_definition(emulated, shape, dtype, channels_last):
     assert_as_good_as_pytorch(emulate(emulated, *given), given)
 
 
-@pytest.mark.slow
 def test_kernel_matches_torchvision(emulated):
     given = arguments(SHAPES["encoder"])
     torch.testing.assert_close(emulate(emulated, *given), by_torchvision(*given), atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_does_not_race(emulated, dtype):
     given = arguments(SHAPES["several blocks"], dtype)
@@ -96,7 +93,6 @@ def test_kernel_does_not_race(emulated, dtype):
         assert torch.equal(emulate(emulated, *given, seed=seed), first)
 
 
-@pytest.mark.slow
 def test_kernel_takes_slices_of_channels_and_no_bias(emulated):
     x, offset, mask, weight, _ = arguments(SHAPES["encoder"], channels_last=True)
     both = torch.cat((offset, mask), 1).to(memory_format=torch.channels_last)

@@ -111,7 +111,6 @@ def describe(given, dtype):
     return [TensorDesc(a.shape, dtype) for a in given]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["FP32", "FP16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_launch_computes_the_convolution(plugin, emulated, shape, dtype):

@@ -21,6 +21,7 @@ from stif_rt.video.notices import Notices
 from stif_rt.video.planes import layout, unpack
 from stif_rt.video.reader import open_reader
 from stif_rt.video.run import render_video
+from stif_rt.video.writer import VideoWriter
 
 CASES = Path(__file__).parent / "data" / "cases"
 SIZE = (36, 64)
@@ -67,13 +68,11 @@ def write(path, colour, pixel_format, codec="ffv1", frames=2, alpha=False, size=
     picture = wave(size, alpha)
     with av.open(str(path), "w") as container:
         encoding = choose_encoding(path.suffix, colour, Notices(), codec, pixel_format, options=options)
-        stream = encoding.add_stream(container, size, Fraction(10), ratio)
-        for number in range(frames):
-            frame = encoding.frame(encoding.components(picture), size)
-            frame.pts, frame.time_base = number, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return frame
+        writer = VideoWriter(container, size, Fraction(10), encoding, ratio)
+        for _ in range(frames):
+            writer.write(encoding.components(picture))
+        writer.finish()
+    return encoding.frame(encoding.components(picture), size)
 
 
 def decode(path):

@@ -60,6 +60,7 @@ def test_many_sizes_are_compiled_a_few_times_and_none_runs_eagerly(caplog):
     assert len(graphs) <= 6, "extraction and merging, each at most at the first size, at any height, at any size"
 
 
+@pytest.mark.slow
 def test_a_failure_that_passes_does_not_switch_compiling_off(caplog):
     compiled, attempts = engine(CompiledEngine, backend=_never), []
 

@@ -47,6 +47,7 @@ def test_matches_every_variant(backend, variant):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", RUNNABLE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_good_as_pytorch(backend, dtype):

@@ -262,6 +262,7 @@ def evaluate(files, monkeypatch, capsys):
     return command
 
 
+@pytest.mark.slow
 def test_peers_from_the_command_line(evaluate, files, tmp_path, monkeypatch):
     weights = ["--weights", f"liif_edsr={files / 'liif_edsr.pth'}", "--weights", files / "stif.safetensors"]
     options = ["--frames-per-window", 5, "--max-windows", 1, "--scale", 2.5, *weights]
@@ -284,6 +285,7 @@ def test_peers_from_the_command_line(evaluate, files, tmp_path, monkeypatch):
     assert "needs the source code of stif-rt" in error
 
 
+@pytest.mark.slow
 def test_table_3_from_the_command_line(evaluate, files, tmp_path):
     """Zooming SlowMo once and twice; the model of the table beside it."""
     given = ["--weights", f"zooming_slowmo={files / 'zooming_slowmo.pth'}", "--weights", files / "stif.safetensors"]
@@ -313,6 +315,7 @@ def test_table_4_runs_every_design(evaluate, files, tmp_path):
     assert "waits" not in out
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_do_it_is_noted(evaluate, files):
     """QVI needs 32 pixels on each side, which the 16x12 of this clip are not."""
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ def test_zooming_slowmo():
     assert_close(peer("zooming_slowmo")(expected["frames"]), expected["rgb"], 1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_tmnet():
     expected = golden("tmnet")
@@ -331,6 +332,7 @@ def test_on_a_gpu(name):
     assert float(off.float().mean()) < 0.005  # where flows pass an integer, pixels may jump
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_neighbouring_pairs_share_is_computed_once(monkeypatch):
     """A clip of five frames: QVI's flows and features, of which the second pair needs two and one more."""
@@ -374,6 +376,7 @@ def test_the_documentation_has_the_sizes():
     assert size_table() in (GOLDEN.parents[1] / "docs" / "benchmarks.md").read_text()
 
 
+@pytest.mark.slow
 def test_published_files_load(tmp_path):
     network = PEERS["super_slomo"].build().half()  # for a smaller file
     state = network.state_dict()

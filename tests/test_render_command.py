@@ -75,6 +75,7 @@ def test_short_and_long_options(run, folder, arguments, frames, rate, size):
     assert names(folder) == {"out.mkv"}
 
 
+@pytest.mark.slow
 def test_slow_motion_stretches_the_sound(run, folder):
     run("in.mp4", "slow.mkv", "--scale", 1, "--slow-motion", 4)
     run("in.mp4", "silent.mkv", "--scale", 1, "--slow-motion", 4, "--slow-audio", "drop", status=0)

@@ -39,6 +39,7 @@ def images(path):
     return [frame.image for frame in read(path)[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "target"), [("video", "out.mp4"), ("images", "out")])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_shards_in_any_order_equal_one_run(folder, run, kind, target, order):
@@ -69,6 +70,7 @@ def test_a_finished_shard_is_not_rendered_again(folder, run, monkeypatch):
     assert "9 frames are finished" in run("render", "--plan", "out.plan.json", "--shard", 0)
 
 
+@pytest.mark.slow
 def test_shards_go_on_with_what_one_run_has_finished(folder, run):
     """Whose description says which dtype it took; that of a plan leaves it open."""
     write_images(folder / "in", [picture(n, SIZE) for n in range(6)])

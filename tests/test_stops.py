@@ -214,6 +214,7 @@ def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder,
     assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
+@pytest.mark.slow
 def test_warnings_of_the_first_run_are_not_forgotten(monkeypatch, capsys, tmp_path, folder):
     """The second run does not read again what they are about."""
     original = Job.pairs
