@@ -31,7 +31,7 @@ class Launch:
     """Launch configuration of one kernel. Nothing of it changes the result by more than rounding.
 
     rows, columns: output pixels of a tile. block_k: columns of a wide layer that are worked on at a time.
-    warps, stages: warps of a program, and how many parts' weights are under way. registers: limit per thread, or None.
+    warps, stages: warps of a program, and how many blocks' weights are under way. registers: limit per thread, or None.
     """
 
     rows: int
@@ -69,7 +69,7 @@ class Launches:
 # A program of 64 pixels holds the 256-wide layer's 64 x 256 sums in registers, 128 a thread with 4 warps, and hands its
 # rows from product to product without leaving a warp. What is measured is the assembler's report (kernel_report).
 PLAIN = Launch(4, 4, 16, 8, 1)  # products by FMA keep both operands in registers: 16 pixels are what fits
-AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next part's weights arrive while this one is worked on
+AMPERE = Launch(8, 8, 32, 4, 2)  # 2 blocks of 4 warps; the next block's weights arrive while this one is worked on
 # Fewer than 64 pixels, so that Triton does not take Hopper's and Blackwell's own matrix instructions but Ampere's: on
 # an H200, with Triton 3.6, pictures were wrong with the former (errors of 0.1 to 1) and right with the latter. There
 # two warps are faster than four: a 720p frame of stif-s 1.46 ms against 1.81, of the paper's network 2.07 against 2.47,
