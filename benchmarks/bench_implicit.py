@@ -11,11 +11,11 @@ from helpers.cases import Case
 from helpers.models import functions
 
 from benchmarks.conftest import DEVICES, DTYPES
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.ops.implicit import BACKENDS, make_kernels
-from stif_rt.ops.implicit.interface import Kernels, Projections
+from stif_rt.ops.implicit.interface import Kernels, Projections, View
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
 
 CONFIG = Config()
@@ -59,11 +59,10 @@ class Prepared:
     """A case's inputs, and sizes for the floors."""
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype) -> None:
-        self.features, self.frames, self.times = inputs(case, device)
-        self.geometry = make_geometry(CONFIG, case.inputs, case.outputs).to(torch.device(device))
-        self.box = Box(0, 0, *case.outputs)
+        self.features, self.frames, times = inputs(case, device)
+        self.view = View.whole(times, make_geometry(CONFIG, case.inputs, case.outputs).to(torch.device(device)))
         self.input_pixels = case.batch * case.inputs[0] * case.inputs[1]
-        self.output_pixels = self.times.numel() * self.box.pixels
+        self.output_pixels = times.numel() * self.view.box.pixels
         self.itemsize = dtype.itemsize
 
     @torch.inference_mode()
@@ -89,14 +88,14 @@ def test_implicit(measure: Any, case: Case, backend: str, device: str, dtype: to
     moved = 2 * 64 * on.itemsize * on.input_pixels + (64 * on.itemsize + 4 * 4) * on.output_pixels
     feature, flow = measure(
         f"implicit, {case.name}",
-        lambda: kernels.implicit(projections, on.times, on.geometry, on.box),
+        lambda: kernels.implicit(projections, on.view),
         device,
         dtype,
         flop,
         moved,
     )
-    assert feature.shape == (*on.times.shape, *case.outputs, 64)
-    assert flow.shape == (*on.times.shape, *case.outputs, 4)
+    assert feature.shape == (*on.view.shape, 64)
+    assert flow.shape == (*on.view.shape, 4)
 
 
 @runnable
@@ -104,15 +103,15 @@ def test_decode(measure: Any, case: Case, backend: str, device: str, dtype: torc
     kernels, on = kernels_of(backend, device, dtype), Prepared(case, device, dtype)
     projections = on.project(kernels)
     with torch.inference_mode():
-        feature, flow = kernels.implicit(projections, on.times, on.geometry, on.box)
+        feature, flow = kernels.implicit(projections, on.view)
     flop = 2 * work(weights().decoder) * on.output_pixels
     moved = 2 * 64 * on.itemsize * on.input_pixels + (64 * on.itemsize + 4 * 4 + 3 * 4) * on.output_pixels
     rgb = measure(
         f"decode, {case.name}",
-        lambda: kernels.decode(projections, feature, flow, on.times, on.geometry, on.box, on.box),
+        lambda: kernels.decode(projections, on.view, feature, flow),
         device,
         dtype,
         flop,
         moved,
     )
-    assert rgb.shape == (*on.times.shape, 3, *case.outputs)
+    assert rgb.shape == on.view.picture_shape(torch.float32)

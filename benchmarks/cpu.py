@@ -26,7 +26,7 @@ from rich.table import Table
 
 from stif_rt.dtypes import dtype_name
 from stif_rt.engines.torch_eager import TorchEngine
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
@@ -34,7 +34,7 @@ from stif_rt.ops import native
 from stif_rt.ops.deform_conv import cpu as deform_conv_cpu
 from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import cpu, reference
-from stif_rt.ops.implicit.interface import Kernels
+from stif_rt.ops.implicit.interface import Kernels, View
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
 from stif_rt.timing import time_steps
@@ -75,14 +75,14 @@ def frame_rows(model: STIF, floors: dict[torch.dtype, str]) -> list[Row]:
     """One frame: the model's own form, the reference, every instruction set that runs here."""
     features, frames = Features(torch.rand(1, 3, 64, *INPUTS) - 0.5), torch.rand(1, 2, 3, *INPUTS)
     times = torch.tensor([[0.5]])
-    geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS), Box(0, 0, *OUTPUTS)
+    view = View.whole(times, make_geometry(model.config, INPUTS, OUTPUTS))
 
     def frame(kernels: Kernels) -> Callable[[], object]:
         projections = kernels.project(features, frames)
 
         def run() -> object:
-            feature, flow = kernels.implicit(projections, times, geometry, whole)
-            return kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+            feature, flow = kernels.implicit(projections, view)
+            return kernels.decode(projections, view, feature, flow)
 
         return run
 

@@ -22,13 +22,14 @@ import torch
 from benchmarks import kernel_report
 from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.engines import make_engine
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import make_geometry
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
 from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import make_kernels, triton_backend
+from stif_rt.ops.implicit.interface import View
 from stif_rt.runtime import Runtime
 from stif_rt.timing import time_steps
 
@@ -48,21 +49,19 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
     features = Features(torch.rand(1, 3, 64, *INPUTS, device=device, generator=generator) - 0.5)
     frames = torch.rand(1, 2, 3, *INPUTS, device=device, generator=generator)
     times = torch.tensor([[0.5]], device=device)
-    geometry, whole = make_geometry(model.config, INPUTS, OUTPUTS).to(device), Box(0, 0, *OUTPUTS)
+    view = View.whole(times, make_geometry(model.config, INPUTS, OUTPUTS).to(device))
     timings: dict[str, Any] = {}
     pictures = []
     for name, kind in (("triton", dtype), ("reference", torch.float32), ("reference", dtype)):
         kernels = make_kernels(name, model.implicit_functions, device, kind)
         projections = kernels.project(features.to(kind), frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
+        feature, flow = kernels.implicit(projections, view)
+        pictures.append(kernels.decode(projections, view, feature, flow))
         if name == "triton" or (eager and kind == dtype and len(pictures) == 3):
             timings[name] = {
                 "project": milliseconds(partial(kernels.project, features, frames)),
-                "implicit": milliseconds(partial(kernels.implicit, projections, times, geometry, whole)),
-                "decode": milliseconds(
-                    partial(kernels.decode, projections, feature, flow, times, geometry, whole, whole)
-                ),
+                "implicit": milliseconds(partial(kernels.implicit, projections, view)),
+                "decode": milliseconds(partial(kernels.decode, projections, view, feature, flow)),
             }
     picture, exact, plain = pictures
     error, allowed = ((x - exact).square().mean().sqrt().item() for x in (picture, plain))

@@ -1,5 +1,7 @@
 """Every kernel backend against the model's own form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions, first_frame_weight
 from stif_rt.ops.implicit import BACKENDS, make_kernels, reference
+from stif_rt.ops.implicit.interface import View
 
 CPU = torch.device("cpu")
 RUNNABLE = [
@@ -90,15 +93,15 @@ def test_a_feature_without_time_is_computed_once(backend):
         pytest.skip(reason)
     kernels = make_kernels(backend, functions(config), CPU, torch.float32)
     features, frames, times = inputs(case, config)
-    geometry, whole = make_geometry(config, case.inputs, case.outputs), Box(0, 0, *case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times[:, :1], geometry, whole)
+        feature, flow = kernels.implicit(projections, replace(view, times=times[:, :1].contiguous()))
         assert feature.shape == (1, 1, 21, 24, 64)
-        same, later = kernels.implicit(projections, times, geometry, whole, feature)
+        same, later = kernels.implicit(projections, view, feature)
         assert same is feature
         torch.testing.assert_close(later[:, :1], flow, atol=1e-5, rtol=0)
-        _, moved = kernels.implicit(projections, times, geometry, whole, feature + 1)
+        _, moved = kernels.implicit(projections, view, feature + 1)
         assert (moved - later).abs().max() > 1e-3
 
 
@@ -115,12 +118,12 @@ def test_untrained_motion_follows_a_given_velocity(backend, stride):
     frames = torch.stack((picture, picture.roll((-3, 5), (1, 2))))[None]
     cells = [cell_count(n, stride) for n in (41, 47)]
     velocity = torch.tensor((5.0, -3.0)).view(1, 2, 1, 1).expand(1, 2, *cells).contiguous()
-    kernels, geometry = make_kernels(backend, model, CPU, torch.float32), make_geometry(config, (41, 47), (41, 47))
-    times, whole = torch.tensor([[0.0, 0.2, 1.0]]), Box(0, 0, 41, 47)
+    kernels = make_kernels(backend, model, CPU, torch.float32)
+    view = View.whole(torch.tensor([[0.0, 0.2, 1.0]]), make_geometry(config, (41, 47), (41, 47)))
     with torch.inference_mode():
         projections = kernels.project(Features(torch.rand(1, 3, 64, *cells), velocity), frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)[0]
+        feature, flow = kernels.implicit(projections, view)
+        rgb = kernels.decode(projections, view, feature, flow)[0]
     torch.testing.assert_close(rgb[[0, 2]], frames[0], atol=2e-4, rtol=0)
     inner = (slice(None), slice(8, -8), slice(8, -8))
     shifts = ((1.0, -0.6), (-4.0, 2.4))  # from t = 0.2 to the first frame and to the second
@@ -177,9 +180,9 @@ def test_reference_gradients_match_the_model(variant):
         if fast:
             kernels = reference.ReferenceKernels(reference.fold(model, reference.RADIANS))
             projections = kernels.project(Features(*leaves), frames)
-            geometry, whole = make_geometry(config, case.inputs, case.outputs), Box(0, 0, *case.outputs)
-            feature, flow = kernels.implicit(projections, times, geometry, whole)
-            rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)[:, 0]
+            view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
+            feature, flow = kernels.implicit(projections, view)
+            rgb = kernels.decode(projections, view, feature, flow)[:, 0]
         else:
             rgb = model(Features(*leaves), frames, times[:, 0], case.outputs).rgb
         rgb.square().mean().backward()
@@ -193,15 +196,14 @@ def test_unusable_flows_do_no_harm(backend):
     config, case = Config(grid="centres", residual=True), Case("flows", (6, 8), (12, 16))
     features, frames, times = inputs(case)
     kernels = make_kernels(backend, functions(config), CPU, torch.float32)
-    whole = Box(0, 0, *case.outputs)
-    geometry = make_geometry(config, case.inputs, case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        good = kernels.decode(projections, view, feature, flow)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        actual = kernels.decode(projections, view, feature, flow)
     assert torch.isfinite(actual).all()
     torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])
 

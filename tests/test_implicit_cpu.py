@@ -12,6 +12,7 @@ from helpers.native import NATIVE_CASES
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.ops.implicit.cpu import CpuKernels
+from stif_rt.ops.implicit.interface import View
 from stif_rt.ops.implicit.weights import TURNS, fold
 
 
@@ -71,12 +72,12 @@ def test_bytes_are_the_rounded_picture_of_one_call(library, isa, variant):
     config, case = VARIANTS[variant], Case("bytes", (6, 8), (13, 19), (0.3, 0.8))
     features, frames, times = inputs(case, config)
     made = kernels(config, library, isa)
-    whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     with torch.inference_mode():
         projections = made.project(features, 3 * frames - 1)
-        feature, flow = made.implicit(projections, times, geometry, whole)
-        rgb = made.decode(projections, feature, flow, times, geometry, whole, whole)
-        actual = made.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
+        feature, flow = made.implicit(projections, view)
+        rgb = made.decode(projections, view, feature, flow)
+        actual = made.decode(projections, view, feature, flow, output=torch.uint8)
     assert torch.equal(actual, (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1))
     assert {0, 255} <= set(actual.flatten().tolist())
 
@@ -89,13 +90,13 @@ def test_unusable_flows_stay_inside(library, isa, variant, value):
     config, case = VARIANTS[variant], Case("flows", (6, 8), (12, 16))
     features, frames, times = inputs(case, config)
     made = kernels(config, library, isa)
-    whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     with torch.inference_mode():
         projections = made.project(features, frames)
-        feature, flow = made.implicit(projections, times, geometry, whole)
-        good = made.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = made.implicit(projections, view)
+        good = made.decode(projections, view, feature, flow)
         flow[:, :, 3] = value
-        actual = made.decode(projections, feature, flow, times, geometry, whole, whole)
+        actual = made.decode(projections, view, feature, flow)
     assert torch.isfinite(actual).all()
     assert torch.equal(actual[..., 4:, :], good[..., 4:, :])
 
@@ -123,13 +124,13 @@ def test_several_python_threads_at_once(library, isa):
     config, case = Config(grid="centres"), CASES[5]
     made = kernels(config, library, isa)
     features, frames, times = inputs(case)
-    whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     actual = []
 
     def work():
         projections = made.project(features, frames)
-        feature, flow = made.implicit(projections, times, geometry, whole)
-        actual.append(made.decode(projections, feature, flow, times, geometry, whole, whole))
+        feature, flow = made.implicit(projections, view)
+        actual.append(made.decode(projections, view, feature, flow))
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -146,13 +147,13 @@ def test_defaults_of_pytorch_do_not_matter(library, isa, change):
     config, case = Config(grid="centres", residual=True), CASES[5]
     made = kernels(config, library, isa)
     features, frames, times = inputs(case)
-    whole, geometry = Box(0, 0, *case.outputs), make_geometry(config, case.inputs, case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
     projections = made.project(features, frames)
 
     def both():
-        feature, flow = made.implicit(projections, times, geometry, whole)
+        feature, flow = made.implicit(projections, view)
         packed = library.pack(isa, torch.ones(3, 4, device="cpu"), None)
-        return flow, made.decode(projections, feature, flow, times, geometry, whole, whole), packed
+        return flow, made.decode(projections, view, feature, flow), packed
 
     expected = both()
     setter = getattr(torch, f"set_default_{change[0]}")

@@ -9,6 +9,7 @@ from helpers.models import functions
 from stif_rt.geometry import Box, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.ops.implicit import BACKENDS, make_kernels
+from stif_rt.ops.implicit.interface import View
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -29,11 +30,11 @@ def run(backend, config, case, dtype, output=torch.float32):
     skip_unavailable(backend, config, dtype)
     kernels = make_kernels(backend, functions(config), CUDA, dtype)
     features, frames, times = (x.to(CUDA) for x in inputs(case, config))
-    geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs).to(CUDA))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        return feature, flow, kernels.decode(projections, feature, flow, times, geometry, whole, whole, output)
+        feature, flow = kernels.implicit(projections, view)
+        return feature, flow, kernels.decode(projections, view, feature, flow, output=output)
 
 
 def plain_error(config, case, dtype, exact):
@@ -102,23 +103,23 @@ def test_a_region_is_that_part_of_the_whole(poisoned, backend, variant):
     skip_unavailable(backend, config, torch.float16)
     kernels = make_kernels(backend, functions(config), CUDA, torch.float16)
     features, frames, times = (x.to(CUDA) for x in inputs(case, config))
-    geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, 37, 50)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs).to(CUDA))
     region, box = Box(5, 11, 13, 17), Box(2, 3, 30, 40)
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        part, _ = kernels.implicit(projections, times, geometry, box)
-        _, part_flow = kernels.implicit(projections, times, geometry, region)
+        feature, flow = kernels.implicit(projections, view)
+        part, _ = kernels.implicit(projections, view.within(box))
+        _, part_flow = kernels.implicit(projections, view.within(region))
         torch.testing.assert_close(part, feature[:, :, 2:32, 3:43], atol=2e-3, rtol=0)
         torch.testing.assert_close(part_flow, flow[:, :, 5:18, 11:28], atol=2e-2, rtol=0)
         if not config.sif_time:
-            same, again = kernels.implicit(projections, times, geometry, whole, feature)
+            same, again = kernels.implicit(projections, view, feature)
             assert same is feature
             torch.testing.assert_close(again, flow, atol=2e-2, rtol=0)
         zero = torch.zeros_like(flow)
-        all_of_it = kernels.decode(projections, feature, zero, times, geometry, whole, whole)
+        all_of_it = kernels.decode(projections, view, feature, zero)
         zero = torch.zeros_like(part_flow)
-        some = kernels.decode(projections, part, zero, times, geometry, region, box)
+        some = kernels.decode(projections, view.within(region), part, zero, box)
     torch.testing.assert_close(some, all_of_it[..., 5:18, 11:28], atol=2e-3, rtol=0)
 
 
@@ -137,13 +138,13 @@ def test_unusable_flows_do_no_harm(backend, dtype):
     skip_unavailable(backend, config, dtype)
     kernels = make_kernels(backend, functions(config), CUDA, dtype)
     features, frames, times = (x.to(CUDA) for x in inputs(case))
-    geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs).to(CUDA))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        good = kernels.decode(projections, view, feature, flow)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        actual = kernels.decode(projections, view, feature, flow)
     assert torch.isfinite(actual).all()
     torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])

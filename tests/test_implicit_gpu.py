@@ -6,9 +6,10 @@ from helpers.cases import CASES, VARIANTS, Case
 from helpers.implicit import expected, inputs
 from helpers.models import functions
 
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import make_geometry
 from stif_rt.model.config import Config
 from stif_rt.ops.implicit import make_kernels, triton_backend
+from stif_rt.ops.implicit.interface import View
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -23,11 +24,11 @@ def skip_unavailable(config, dtype):
 def run(config, case, dtype):
     kernels = make_kernels("triton", functions(config), CUDA, dtype)
     features, frames, times = (x.to(CUDA) for x in inputs(case, config))
-    geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs).to(CUDA))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        return feature, flow, kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        return feature, flow, kernels.decode(projections, view, feature, flow)
 
 
 @pytest.fixture
@@ -83,13 +84,13 @@ def test_unusable_flows_do_no_harm(dtype):
     skip_unavailable(config, dtype)
     kernels = make_kernels("triton", functions(config), CUDA, dtype)
     features, frames, times = (x.to(CUDA) for x in inputs(case, config))
-    geometry, whole = make_geometry(config, case.inputs, case.outputs).to(CUDA), Box(0, 0, *case.outputs)
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs).to(CUDA))
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        good = kernels.decode(projections, view, feature, flow)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        actual = kernels.decode(projections, view, feature, flow)
     assert torch.isfinite(actual).all()
     torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])

@@ -19,11 +19,12 @@ from helpers.models import TINY, functions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import kernel_report
-from stif_rt.geometry import Box, Geometry, cell_count, make_geometry
+from stif_rt.geometry import Geometry, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import triton_backend
+from stif_rt.ops.implicit.interface import View
 from stif_rt.ops.implicit.weights import TURNS, fold
 
 CPU = torch.device("cpu")
@@ -66,15 +67,16 @@ def inputs(config: Config, size: tuple[int, int], outputs: tuple[int, int], time
     cells = [cell_count(pixels, config.feature_stride) for pixels in size]
     velocity = 3 * torch.randn(1, 2, *cells) if config.motion else None
     features, frames = Features(torch.rand(1, 3, 64, *cells) - 0.5, velocity), torch.rand(1, 2, 3, *size)
-    return features, frames, torch.linspace(0, 1, times + 2)[None, 1:-1], make_geometry(config, size, outputs)
+    t = torch.linspace(0, 1, times + 2)[None, 1:-1]
+    return features, frames, View.whole(t.contiguous(), make_geometry(config, size, outputs))
 
 
 @interpreted
 @pytest.mark.parametrize("capability", [(8, 6), (7, 5)], ids=["64 pixels", "16 pixels"])
 @pytest.mark.parametrize("variant", ["residual", "compact"])
 def test_launch_configurations_do_not_change_the_result(variant, capability):
-    config, whole = VARIANTS[variant], Box(0, 0, 5, 9)
-    features, frames, times, geometry = inputs(config, (4, 6), (5, 9))
+    config = VARIANTS[variant]
+    features, frames, view = inputs(config, (4, 6), (5, 9))
     pictures = []
     for configuration in (
         triton_backend.INTERPRETED,
@@ -83,22 +85,22 @@ def test_launch_configurations_do_not_change_the_result(variant, capability):
         kernels = triton_backend.TritonKernels(fold(functions(config), TURNS), torch.float32, configuration)
         with torch.inference_mode():
             projections = kernels.project(features, frames)
-            feature, flow = kernels.implicit(projections, times, geometry, whole)
-            pictures.append(kernels.decode(projections, feature, flow, times, geometry, whole, whole))
+            feature, flow = kernels.implicit(projections, view)
+            pictures.append(kernels.decode(projections, view, feature, flow))
     torch.testing.assert_close(pictures[1], pictures[0], atol=1e-5, rtol=0)
 
 
 @interpreted
 @pytest.mark.parametrize("variant", ["residual", "compact at stride 2"])
 def test_uint8_is_the_rounded_picture(variant):
-    config, whole = VARIANTS[variant], Box(0, 0, 13, 19)
-    features, frames, times, geometry = inputs(config, (6, 8), (13, 19), times=2)
+    config = VARIANTS[variant]
+    features, frames, view = inputs(config, (6, 8), (13, 19), times=2)
     kernels = triton_backend.build(functions(config), CPU, torch.float32)
     with torch.inference_mode():
         projections = kernels.project(features, 3 * frames - 1)  # beyond [0, 1] on both sides
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        rgb = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
-        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole, output=torch.uint8)
+        feature, flow = kernels.implicit(projections, view)
+        rgb = kernels.decode(projections, view, feature, flow)
+        actual = kernels.decode(projections, view, feature, flow, output=torch.uint8)
     expected = (rgb.clamp(0, 1) * 255).round().byte().movedim(2, -1)
     assert {0, 255} <= set(expected.flatten().tolist())
     assert torch.equal(actual, expected)
@@ -246,9 +248,9 @@ def launched(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
     config, times, (h, w), (H, W) = VARIANTS[variant], 1 if VARIANTS[variant].fixed_time else 3, (6, 8), (13, 19)
-    features, frames, t, geometry = inputs(config, (h, w), (H, W), times)
+    features, frames, view = inputs(config, (h, w), (H, W), times)
     weights = fold(functions(config), TURNS)
-    whole, cells = Box(0, 0, H, W), [cell_count(pixels, config.feature_stride) for pixels in (h, w)]
+    cells = [cell_count(pixels, config.feature_stride) for pixels in (h, w)]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
 
         def cuda(x):
@@ -265,14 +267,15 @@ def test_a_frame_on_cuda_is_two_launches(launched, variant, dtype):
                 on_gpu = {part: getattr(packed, part).to("cuda") for part in ("matrices", "vectors")}
                 setattr(kernels, name, replace(packed, **on_gpu))
         kernels.projections = kernels.projections.to("cuda")
-        geometry = Geometry(on_cuda(geometry.vertical), on_cuda(geometry.horizontal))
+        geometry = Geometry(on_cuda(view.geometry.vertical), on_cuda(view.geometry.horizontal))
+        view = View.whole(cuda(view.times), geometry)
         features = Features(*(None if part is None else cuda(part) for part in features))
-        frames, t = cuda(frames), cuda(t)
+        frames = cuda(frames)
         projections = kernels.project(features, frames)
         for maps in (*projections.sif, *projections.tif, *projections.decoder):
             assert (maps.shape, maps.dtype, maps.device.type) == ((1, *cells, 64), dtype, "cuda")
-        feature, flow = kernels.implicit(projections, t, geometry, whole)
-        rgb = kernels.decode(projections, feature, flow, t, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        rgb = kernels.decode(projections, view, feature, flow)
         assert (rgb.shape, rgb.dtype, rgb.device.type) == ((1, times, 3, H, W), torch.float32, "cuda")
         assert (feature is None) == config.single_function
         if feature is not None:

@@ -118,10 +118,10 @@ def test_result_does_not_depend_on_the_memory_budget(tiny_model, weights, frames
     largest = 0
     inner = small._renderer.kernels.implicit
 
-    def spy(projections, times, geometry, box):
+    def spy(projections, view):
         nonlocal largest
-        largest = max(largest, box.pixels)
-        return inner(projections, times, geometry, box)
+        largest = max(largest, view.box.pixels)
+        return inner(projections, view)
 
     small._renderer.kernels.implicit = spy
     small.encode(*frames)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stif_rt.geometry import Box, Geometry
+from stif_rt.geometry import Geometry
 from stif_rt.model.config import CHANNELS
-from stif_rt.ops.implicit.interface import Kernels, Projections
+from stif_rt.ops.implicit.interface import Kernels, Projections, View
 
 MAX_GRAPHS = 8
 
@@ -135,9 +135,9 @@ class FrameGraphs:
 
     def _frame(self, times: Tensor, geometry: Geometry, output: torch.dtype) -> Tensor:
         assert self._projections is not None
-        whole = Box(0, 0, *geometry.outputs)
-        feature, flow = self._kernels.implicit(self._projections, times, geometry, whole)
-        return self._kernels.decode(self._projections, feature, flow, times, geometry, whole, whole, output)
+        view = View.whole(times, geometry)
+        feature, flow = self._kernels.implicit(self._projections, view)
+        return self._kernels.decode(self._projections, view, feature, flow, output=output)
 
 
 def _bytes(projections: Projections) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stif_rt.geometry import Box, Geometry, to_pixels, warp_coordinates
-from stif_rt.ops.implicit.interface import Kernels, Projections
+from stif_rt.ops.implicit.interface import Kernels, Projections, View
 
 SMALLEST_TILE = 256
 """Output pixels below which a picture is not split further, whatever the memory budget."""
@@ -43,7 +43,7 @@ def render_within(
         if region == whole and some.numel() * whole.pixels <= budget:
             out[pairs, moments] = _render_whole(kernels, part, some, geometry, output)
         else:
-            tiles = _Tiles(budget // some.numel(), kernels, part, some, geometry, region, output)
+            tiles = _Tiles(budget // some.numel(), kernels, part, View(some, geometry, region), output)
             tiles.render(region, out[pairs, moments])
     return out
 
@@ -56,7 +56,7 @@ def flow_within(
     for pairs, moments in _groups(times, region.pixels, budget):
         part, some = _some_pairs(projections, pairs), times[pairs, moments].contiguous()
         for tile in split(region, budget // some.numel()):
-            _, flow = kernels.implicit(part, some, geometry, tile)
+            _, flow = kernels.implicit(part, View(some, geometry, tile))
             assert flow is not None
             rows, columns = _within(tile, region)
             out[pairs, moments, :, rows, columns] = flow.movedim(-1, 2)
@@ -66,9 +66,9 @@ def flow_within(
 def _render_whole(
     kernels: Kernels, projections: Projections, times: Tensor, geometry: Geometry, output: torch.dtype
 ) -> Tensor:
-    whole = Box(0, 0, *geometry.outputs)
-    feature, flow = kernels.implicit(projections, times, geometry, whole)
-    return kernels.decode(projections, feature, flow, times, geometry, whole, whole, output)
+    view = View.whole(times, geometry)
+    feature, flow = kernels.implicit(projections, view)
+    return kernels.decode(projections, view, feature, flow, output=output)
 
 
 def _groups(times: Tensor, pixels: int, budget: int) -> Iterator[tuple[slice, slice]]:
@@ -97,19 +97,17 @@ class _Tiles:
         budget: int,
         kernels: Kernels,
         projections: Projections,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
+        view: View,
         output: torch.dtype,
     ) -> None:
         self.budget = budget
-        self.kernels, self.projections, self.times, self.geometry = kernels, projections, times, geometry
-        self.region, self.output = region, output
+        self.kernels, self.projections, self.view, self.output = kernels, projections, view, output
         self.halo = 0  # output pixels around a tile that its flow is expected to read
 
     def render(self, tile: Box, out: Tensor) -> None:
-        """Renders a tile into its place in ``out``, the pictures of the region; in halves where it is too large."""
-        box = grow(tile, self.halo, self.geometry)
+        """Renders a tile into its place in ``out``, the pictures of the view; in halves where it is too large."""
+        geometry = self.view.geometry
+        box = grow(tile, self.halo, geometry)
         if box.pixels > self.budget:
             box = tile  # no room for a guess
         while True:
@@ -119,18 +117,17 @@ class _Tiles:
                     self.render(half, out)
                 return
             feature = flow = None
-            feature, flow = self.kernels.implicit(self.projections, self.times, self.geometry, box)
+            feature, flow = self.kernels.implicit(self.projections, self.view.within(box))
             if flow is not None and box != tile:
                 rows, columns = _within(tile, box)
                 flow = flow[:, :, rows, columns].contiguous()
-            needed = tile if feature is None else source_box(tile, flow, self.geometry)
+            needed = tile if feature is None else source_box(tile, flow, geometry)
             if box.contains(needed):
                 break
             box = needed
         self._learn(tile, needed)
-        arguments = (feature, flow, self.times, self.geometry, tile, box, self.output)
-        decoded = self.kernels.decode(self.projections, *arguments)
-        rows, columns = _within(tile, self.region)
+        decoded = self.kernels.decode(self.projections, self.view.within(tile), feature, flow, box, self.output)
+        rows, columns = _within(tile, self.view.box)
         if self.output == torch.uint8:
             out[:, :, rows, columns] = decoded
         else:

@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader
 from stif_rt.data.clips import Clip
 from stif_rt.errors import CannotRunError
 from stif_rt.files import whole_file
-from stif_rt.geometry import Box, make_geometry
+from stif_rt.geometry import make_geometry
 from stif_rt.model.compact import CompactEncoder
 from stif_rt.model.config import CHANNELS, HEAD_STRIDE, Config
 from stif_rt.model.siren import Siren
 from stif_rt.model.stif import STIF
 from stif_rt.model.velocity import Velocities, resize
+from stif_rt.ops.implicit.interface import View
 from stif_rt.ops.implicit.reference import ReferenceKernels
 from stif_rt.ops.implicit.weights import RADIANS, fold
 from stif_rt.training.declare import option
@@ -206,12 +207,12 @@ class FastForm(nn.Module):
         functions = self.model.implicit_functions
         kernels = ReferenceKernels(fold(functions, RADIANS), torch.bfloat16 if self._half else torch.float32)
         geometry = make_geometry(self.model.config, (frames.shape[-2], frames.shape[-1]), size).to(frames.device)
-        whole = Box(0, 0, *size)
+        view = View.whole(times, geometry)
         projections = kernels.project(features.to(torch.float32), frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        shown = times.new_zeros((*times.shape, *size, 4)) if flow is None else flow
-        said, blend = kernels.decode_apart(projections, feature, shown, times, geometry, whole, whole)
-        return Made(said + blend, blend, flow, velocities)
+        feature, flow = kernels.implicit(projections, view)
+        shown = times.new_zeros((*view.shape, 4)) if flow is None else flow
+        detail, blend = kernels.decode_apart(projections, view, feature, shown, view.box)
+        return Made(detail + blend, blend, flow, velocities)
 
     def velocities(self, frames: Tensor) -> Velocities:
         """What the velocity head finds, of frames of any size. Without gradients unless it is trained."""

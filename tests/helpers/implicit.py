@@ -7,7 +7,7 @@ from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.ops.implicit.interface import Kernels
+from stif_rt.ops.implicit.interface import Kernels, View
 
 
 def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Tensor, torch.Tensor]:
@@ -27,14 +27,13 @@ def run(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """Both passes over ``region``; the spatial feature over ``box``."""
     features, frames, times = inputs(case, config)
-    whole = Box(0, 0, *case.outputs)
-    region, box = region or whole, box or whole
+    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
+    view, feature_view = view.within(region or view.box), view.within(box or view.box)
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        geometry = make_geometry(config, case.inputs, case.outputs)
-        _, flow = kernels.implicit(projections, times, geometry, region)
-        feature, _ = kernels.implicit(projections, times, geometry, box)
-        return feature, flow, kernels.decode(projections, feature, flow, times, geometry, region, box)
+        _, flow = kernels.implicit(projections, view)
+        feature, _ = kernels.implicit(projections, feature_view)
+        return feature, flow, kernels.decode(projections, view, feature, flow, feature_view.box)
 
 
 def expected(

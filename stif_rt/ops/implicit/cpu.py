@@ -14,7 +14,7 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit.interface import Projections, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
@@ -80,18 +80,17 @@ class CpuKernels:
         return project(self.weights, features, frames, self.dtype)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
+        self, projections: Projections, view: View, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        require_contiguous(projections, times, feature)
+        require_contiguous(projections, view.times, feature)
+        times, geometry = view.times, view.geometry
         if self._entry_net is None:
             return None, None
-        size, known = (box.height, box.width), feature is not None
+        (B, T, height, width), known = view.shape, feature is not None
         if feature is None and self.weights.sif is not None:
-            counts = times.shape if self.weights.config.sif_time else (len(times), 1)
-            feature = torch.empty(*counts, *size, CHANNELS, dtype=self.dtype, device="cpu")
-        flow = (
-            None if self.weights.tif is None else torch.empty(*times.shape, *size, 4, dtype=torch.float32, device="cpu")
-        )
+            count = T if self.weights.config.sif_time else 1
+            feature = torch.empty(B, count, height, width, CHANNELS, dtype=self.dtype, device="cpu")
+        flow = None if self.weights.tif is None else torch.empty(*view.shape, 4, dtype=torch.float32, device="cpu")
         nearest_maps = projections.tif if self.weights.sif is None else projections.sif
         bilinear_maps = projections.tif if self._tif is not None else ()
         for b, t in _indices(times):
@@ -106,7 +105,7 @@ class CpuKernels:
             call = native.Implicit(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
-                native.Box(*box),
+                native.Box(*view.box),
                 native.pointer(nearest_maps[0], b) if computed else None,
                 native.pointer(bilinear_maps[0], b) if bilinear_maps else None,
                 native.pointer(projections.velocity, b),
@@ -123,25 +122,23 @@ class CpuKernels:
     def decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box | None = None,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        require_contiguous(projections, feature, flow, times)
-        size, as_bytes, config = (region.height, region.width), output == torch.uint8, self.weights.config
-        shape = (*times.shape, *size, 3) if as_bytes else (*times.shape, 3, *size)
-        out = torch.empty(shape, dtype=output, device="cpu")
+        require_contiguous(projections, feature, flow, view.times)
+        times, geometry = view.times, view.geometry
+        as_bytes, config = output == torch.uint8, self.weights.config
+        out = torch.empty(view.picture_shape(output), dtype=output, device="cpu")
         for b, t in _indices(times):
             decoder, _keep = self._decoder.bind_time(times[b, t], geometry)
             call = native.Decode(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
-                native.Box(*region),
-                native.Box(*box),
+                native.Box(*view.box),
+                native.Box(*(feature_box or view.box)),
                 None if feature is None else native.pointer(feature, b, min(t, feature.shape[1] - 1)),
                 native.pointer(flow, b, t),
                 (ctypes.c_void_p * 2)(*(native.pointer(positions, b) for positions in projections.decoder)),

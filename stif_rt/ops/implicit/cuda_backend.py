@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.errors import CannotRunError
-from stif_rt.geometry import Box, Geometry, cell_count
+from stif_rt.geometry import Box, cell_count
 from stif_rt.model.config import CHANNELS, WIDTHS, Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import nvrtc
 from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, unsupported_widths
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, View
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
 SOURCE = nvrtc.find_source("implicit.cu")
@@ -188,9 +188,7 @@ class CudaKernels(GpuKernels):
     def launch_implicit(
         self,
         projections: Projections,
-        times: Tensor,
-        geometry: Geometry,
-        box: Box,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
         computed: bool,
@@ -200,13 +198,14 @@ class CudaKernels(GpuKernels):
         (nearest_map,) = projections.tif if self.sif is None else projections.sif
         given = feature is not None and not computed
         tif = self.tif or entry_net
+        geometry = view.geometry
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
             "implicit_float16",
             self.defined,
-            box,
-            times,
+            view.box,
+            view.times,
             nearest_map=nearest_map,
             entry_vectors=entry_net.vectors,
             bilinear_map=projections.tif[0] if projections.tif else nearest_map,
@@ -232,22 +231,21 @@ class CudaKernels(GpuKernels):
     def launch_decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box,
         out: Tensor,
     ) -> None:
         maps = projections.decoder or (None, None)
+        geometry = view.geometry
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
             "decode_float16",
             self.defined,
-            region,
-            times,
+            view.box,
+            view.times,
             feature=feature,
             map0=maps[0],
             map1=maps[1],
@@ -267,10 +265,10 @@ class CudaKernels(GpuKernels):
             frame_w=geometry.inputs[1],
             H=geometry.outputs[0],
             W=geometry.outputs[1],
-            box_top=box.top,
-            box_left=box.left,
-            box_height=box.height,
-            box_width=box.width,
+            box_top=feature_box.top,
+            box_left=feature_box.left,
+            box_height=feature_box.height,
+            box_width=feature_box.width,
             extent_y=vertical.extent,
             extent_x=horizontal.extent,
             origin_y=vertical.origin,

@@ -1,16 +1,17 @@
 """What the backends on GPUs share: networks as their kernels run them, projections, and the tensors of a pass."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stif_rt.geometry import Box, Geometry
+from stif_rt.geometry import Box
 from stif_rt.model.config import CHANNELS, WIDTHS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import at_cells
-from stif_rt.ops.implicit.interface import Projections, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
 from stif_rt.ops.implicit.weights import FoldedWeights
 
 OLDEST = (7, 5)
@@ -72,54 +73,48 @@ class GpuKernels(ABC):
         return Projections(tuple(sif), tuple(tif), tuple(decoder), images, velocity)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
+        self, projections: Projections, view: View, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        require_contiguous(projections, times, feature)
+        require_contiguous(projections, view.times, feature)
+        times = view.times
         if self.config.single_function and not self.config.flow:
             return None, None
-        size = (box.height, box.width)
-        flow = times.new_empty((*times.shape, *size, 4)) if self.config.flow else None
+        flow = times.new_empty((*view.shape, 4)) if self.config.flow else None
         if self.config.single_function or feature is not None:
             if flow is not None:
-                self.launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
+                self.launch_implicit(projections, view, feature, flow, computed=False)
             return feature, flow
         shared = not self.config.sif_time and times.shape[1] > 1
-        counts = (len(times), 1) if shared else times.shape
-        feature = times.new_empty((*counts, *size, CHANNELS), dtype=self.dtype)
+        B, T, height, width = view.shape
+        feature = times.new_empty((B, 1 if shared else T, height, width, CHANNELS), dtype=self.dtype)
         if shared:  # F at one time, then the flow at all of them
-            first = times[:, :1].contiguous()
-            self.launch_implicit(projections, first, geometry, box, feature, None, computed=True)
+            first = replace(view, times=times[:, :1].contiguous())
+            self.launch_implicit(projections, first, feature, None, computed=True)
             if flow is not None:
-                self.launch_implicit(projections, times, geometry, box, feature, flow, computed=False)
+                self.launch_implicit(projections, view, feature, flow, computed=False)
         else:
-            self.launch_implicit(projections, times, geometry, box, feature, flow, computed=True)
+            self.launch_implicit(projections, view, feature, flow, computed=True)
         return feature, flow
 
     def decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box | None = None,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        require_contiguous(projections, feature, flow, times)
-        size = (region.height, region.width)
-        shape = (*times.shape, *size, 3) if output == torch.uint8 else (*times.shape, 3, *size)
-        out = times.new_empty(shape, dtype=output)
-        self.launch_decode(projections, feature, flow, times, geometry, region, box, out)
+        require_contiguous(projections, feature, flow, view.times)
+        out = view.times.new_empty(view.picture_shape(output), dtype=output)
+        self.launch_decode(projections, view, feature, flow, feature_box or view.box, out)
         return out
 
     @abstractmethod
     def launch_implicit(
         self,
         projections: Projections,
-        times: Tensor,
-        geometry: Geometry,
-        box: Box,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
         computed: bool,
@@ -130,12 +125,10 @@ class GpuKernels(ABC):
     def launch_decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box,
         out: Tensor,
     ) -> None:
         """Pass 2, into ``out``."""

@@ -41,6 +41,38 @@ class Projections:
         return replace(self, sif=sif, tif=tif, decoder=decoder, frames=function(self.frames), velocity=velocity)
 
 
+@dataclass(frozen=True)
+class View:
+    """What a pass computes: the output pixels of a box, of all pairs at all times.
+
+    times: float32 [B, T], contiguous. geometry: of the whole picture, on the same device. box: which of its pixels.
+    """
+
+    times: Tensor
+    geometry: Geometry
+    box: Box
+
+    @classmethod
+    def whole(cls, times: Tensor, geometry: Geometry) -> "View":
+        """Whole pictures."""
+        return cls(times, geometry, Box(0, 0, *geometry.outputs))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, T, height, width)."""
+        B, T = self.times.shape
+        return B, T, self.box.height, self.box.width
+
+    def picture_shape(self, output: torch.dtype) -> tuple[int, ...]:
+        """The shape of the pictures, as ``Kernels.decode`` returns them."""
+        B, T, height, width = self.shape
+        return (B, T, height, width, 3) if output == torch.uint8 else (B, T, 3, height, width)
+
+    def within(self, box: Box) -> "View":
+        """The pixels of another box of the same pictures."""
+        return replace(self, box=box)
+
+
 def unsupported(config: Config, fields: Sequence[str]) -> str | None:
     """Why kernels that compute the paper's network, and of the later fields only these, cannot run a configuration."""
     later = ("motion", "blend", "bicubic", "feature_stride", "scale", "sif_time", *WIDTHS)
@@ -49,9 +81,9 @@ def unsupported(config: Config, fields: Sequence[str]) -> str | None:
 
 
 class Kernels(Protocol):
-    """The two passes with one model's weights. B pairs, T times of each.
+    """The two passes with one model's weights. B pairs, T times of each; height and width are those of ``view.box``.
 
-    ``times`` is float32 [B, T]. Nothing that a pass returns for a pixel depends on which box was asked for.
+    Nothing that a pass returns for a pixel depends on which box was asked for.
 
     Every tensor that a pass is given is contiguous, and so is every one that it returns. Kernels index memory by that
     rule, so each pass begins with ``require_contiguous``, whatever the backend: a slice that is passed as it is fails
@@ -68,13 +100,13 @@ class Kernels(Protocol):
         ...
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
+        self, projections: Projections, view: View, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Pass 1 over the output pixels of ``box``.
+        """Pass 1.
 
-        Returns the spatial feature F, [B, T, box.height, box.width, 64] in the backend's dtype (None for "-s"), and
-        the flow (x0, y0, x1, y1), float32 [B, T, box.height, box.width, 4] (None for "-f"), in output pixels: what
-        the network says times the axes' ``flow_unit``, and with ``motion`` the velocity's.
+        Returns the spatial feature F, [B, T, height, width, 64] in the backend's dtype (None for "-s"), and the flow
+        (x0, y0, x1, y1), float32 [B, T, height, width, 4] (None for "-f"), in output pixels: what the network says
+        times the axes' ``flow_unit``, and with ``motion`` the velocity's.
 
         Without ``sif_time`` F does not depend on the time, and the T of its shape is 1. It can then be handed in again,
         as ``feature`` over the same box, and is not computed a second time.
@@ -84,19 +116,17 @@ class Kernels(Protocol):
     def decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box | None = None,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Pass 2 over the output pixels of ``region``.
+        """Pass 2.
 
-        feature: F over ``box``, which contains every output pixel that the flow points to. flow: over ``region``.
-        Returns RGB: for ``output=torch.float32`` [B, T, 3, region.height, region.width], not clamped; for
-        ``torch.uint8`` [B, T, region.height, region.width, 3], clamped, times 255, rounded.
+        feature: F over ``feature_box``, that of the view if None; it contains every output pixel that the flow points
+        to. flow: over the view. Returns RGB: for ``output=torch.float32`` [B, T, 3, height, width], not clamped; for
+        ``torch.uint8`` [B, T, height, width, 3], clamped, times 255, rounded.
         """
         ...
 

@@ -25,7 +25,7 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_frame_weight
 from stif_rt.ops.implicit import training
-from stif_rt.ops.implicit.interface import Projections, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
 
 CHUNK_PIXELS = 1 << 12
@@ -54,29 +54,29 @@ class ReferenceKernels:
         return project(self.weights, features, frames, self.dtype)
 
     def implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None = None
+        self, projections: Projections, view: View, feature: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        require_contiguous(projections, times, feature)
+        require_contiguous(projections, view.times, feature)
         if torch.is_grad_enabled():
-            return self._implicit(projections, times, geometry, box, feature)
-        weights, size = self.weights, (box.height, box.width)
-        known, shape = feature, times.shape if weights.config.sif_time else (len(times), 1)
+            return self._implicit(projections, view, feature)
+        weights, known, (B, T, height, width) = self.weights, feature, view.shape
         if weights.sif is not None and known is None:
-            feature = times.new_empty((*shape, *size, CHANNELS), dtype=self.dtype)
-        flow = None if weights.tif is None else times.new_empty((*times.shape, *size, 4))
-        for chunk in _chunks(box, times):
-            rows = slice(chunk.top - box.top, chunk.top - box.top + chunk.height)
+            shape = (B, T if weights.config.sif_time else 1, height, width, CHANNELS)
+            feature = view.times.new_empty(shape, dtype=self.dtype)
+        flow = None if weights.tif is None else view.times.new_empty((*view.shape, 4))
+        for rows, chunk in _chunks(view):
             known_rows = None if known is None else known[:, :, rows]
-            parts = self._implicit(projections, times, geometry, chunk, known_rows)
+            parts = self._implicit(projections, chunk, known_rows)
             for whole, part in zip((feature, flow), parts, strict=True):
                 if whole is not None and part is not None and part is not known_rows:
                     whole[:, :, rows] = part
         return feature, flow
 
     def _implicit(
-        self, projections: Projections, times: Tensor, geometry: Geometry, box: Box, feature: Tensor | None
+        self, projections: Projections, view: View, feature: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         sif, tif = self.weights.sif, self.weights.tif
+        times, geometry, box = view.times, view.geometry, view.box
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         vertical, horizontal = geometry.vertical, geometry.horizontal
         entry_net, maps = (tif, projections.tif) if sif is None else (sif, projections.sif)
@@ -108,23 +108,22 @@ class ReferenceKernels:
     def decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box | None = None,
         output: torch.dtype = torch.float32,
     ) -> Tensor:
-        require_contiguous(projections, feature, flow, times)
+        require_contiguous(projections, feature, flow, view.times)
+        feature_box = feature_box or view.box
         if flow is None:
-            flow = times.new_zeros((*times.shape, region.height, region.width, 4))
+            flow = view.times.new_zeros((*view.shape, 4))
         if torch.is_grad_enabled():
-            return sum(self.decode_apart(projections, feature, flow, times, geometry, region, box), times.new_zeros(()))
-        rgb = times.new_empty((*times.shape, 3, region.height, region.width))
-        for chunk in _chunks(region, times):
-            rows = slice(chunk.top - region.top, chunk.top - region.top + chunk.height)
-            parts = self.decode_apart(projections, feature, flow[:, :, rows], times, geometry, chunk, box)
+            parts = self.decode_apart(projections, view, feature, flow, feature_box)
+            return parts[0] + parts[1]
+        rgb = view.times.new_empty(view.picture_shape(torch.float32))
+        for rows, chunk in _chunks(view):
+            parts = self.decode_apart(projections, chunk, feature, flow[:, :, rows], feature_box)
             rgb[:, :, :, rows] = parts[0] + parts[1]
         if output == torch.uint8:
             return rgb.clamp_(0, 1).mul_(255).round_().movedim(2, -1).to(output, memory_format=torch.contiguous_format)
@@ -133,24 +132,23 @@ class ReferenceKernels:
     def decode_apart(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box,
     ) -> tuple[Tensor, Tensor]:
         """The two terms of ``decode``: the decoder's output, and the blended frames (zero without residual)."""
         network, config = self.weights.decoder, self.weights.config
+        times, geometry = view.times, view.geometry
         (h, w), (H, W) = geometry.inputs, geometry.outputs
         preact = torch.zeros((), device=times.device)
         warped = []
         for k in (0, 1):
-            y = warp_coordinates(flow[..., 2 * k + 1], geometry.vertical, region.top, dim=2)  # [B, T, height, width]
-            x = warp_coordinates(flow[..., 2 * k], geometry.horizontal, region.left, dim=3)
+            y = warp_coordinates(flow[..., 2 * k + 1], geometry.vertical, view.box.top, dim=2)  # [B, T, height, width]
+            x = warp_coordinates(flow[..., 2 * k], geometry.horizontal, view.box.left, dim=3)
             if feature is not None:
                 assert network.local is not None
-                rows, columns = to_pixels(y, H) - box.top, to_pixels(x, W) - box.left
+                rows, columns = to_pixels(y, H) - feature_box.top, to_pixels(x, W) - feature_box.left
                 sample = self._read_feature(feature, rows, columns)
                 weight = network.local[:, k * CHANNELS : (k + 1) * CHANNELS]
                 preact = preact + self._linear(sample, weight)
@@ -292,8 +290,10 @@ def _weighted(maps: Tensor, taps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor
     return samples.view(*rows[0].shape, C)
 
 
-def _chunks(box: Box, times: Tensor) -> Iterator[Box]:
-    """Whole rows of the box, about CHUNK_PIXELS pixels at a time."""
-    step = max(1, CHUNK_PIXELS // (box.width * times.numel()))
-    for top in range(box.top, box.top + box.height, step):
-        yield Box(top, box.left, min(step, box.top + box.height - top), box.width)
+def _chunks(view: View) -> Iterator[tuple[slice, View]]:
+    """Whole rows of the view's box, about CHUNK_PIXELS pixels at a time: which rows they are, and their view."""
+    top, left, height, width = view.box
+    step = max(1, CHUNK_PIXELS // (width * view.times.numel()))
+    for row in range(0, height, step):
+        count = min(step, height - row)
+        yield slice(row, row + count), view.within(Box(top + row, left, count, width))

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stif_rt.geometry import Box, Geometry, cell_count
+from stif_rt.geometry import Box, cell_count
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, unsupported_widths
-from stif_rt.ops.implicit.interface import Projections
+from stif_rt.ops.implicit.interface import Projections, View
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
 OUT_PADDED = 16
@@ -180,9 +180,7 @@ class TritonKernels(GpuKernels):
     def launch_implicit(
         self,
         projections: Projections,
-        times: Tensor,
-        geometry: Geometry,
-        box: Box,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
         computed: bool,
@@ -191,13 +189,14 @@ class TritonKernels(GpuKernels):
         assert entry_net is not None
         (nearest_map,) = projections.tif if self.sif is None else projections.sif
         tif, bilinear_map = (entry_net, nearest_map) if self.tif is None else (self.tif, projections.tif[0])
+        geometry = view.geometry
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         launch(
             "implicit_kernel",
             self.launches.of("implicit_kernel", self.decoder.layers),
-            box,
-            times,
+            view.box,
+            view.times,
             nearest_map_ptr=nearest_map,
             bilinear_map_ptr=bilinear_map,
             velocity_ptr=projections.velocity,
@@ -234,23 +233,22 @@ class TritonKernels(GpuKernels):
     def launch_decode(
         self,
         projections: Projections,
+        view: View,
         feature: Tensor | None,
         flow: Tensor | None,
-        times: Tensor,
-        geometry: Geometry,
-        region: Box,
-        box: Box,
+        feature_box: Box,
         out: Tensor,
     ) -> None:
         maps = projections.decoder or (None, None)
+        geometry = view.geometry
         vertical, horizontal = geometry.vertical, geometry.horizontal
         h, w = (cell_count(axis.inputs, axis.stride) for axis in (vertical, horizontal))
         plain, wide, last = self.decoder.layers
         launch(
             "decode_kernel",
             self.launches.of("decode_kernel", self.decoder.layers),
-            region,
-            times,
+            view.box,
+            view.times,
             feature_ptr=feature,
             decoder_map0_ptr=maps[0],
             decoder_map1_ptr=maps[1],
@@ -268,10 +266,10 @@ class TritonKernels(GpuKernels):
             frame_w=geometry.inputs[1],
             H=geometry.outputs[0],
             W=geometry.outputs[1],
-            box_top=box.top,
-            box_left=box.left,
-            box_height=box.height,
-            box_width=box.width,
+            box_top=feature_box.top,
+            box_left=feature_box.left,
+            box_height=feature_box.height,
+            box_width=feature_box.width,
             origin_y=vertical.origin,
             step_y=vertical.step,
             origin_x=horizontal.origin,
