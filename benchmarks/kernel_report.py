@@ -28,6 +28,9 @@ from stif_rt.ops.implicit.triton_backend import OUT_PADDED, Launch, launches
 FRAME = (720, 1280)
 DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16"), "float32": (torch.float32, "fp32")}
 KERNELS = ("implicit_kernel", "decode_kernel")
+"""The two passes by Triton."""
+CUDA_KERNELS = ("implicit_float16", "decode_float16")
+"""The two passes in CUDA C++, which are for Turing and compile for every GPU."""
 NETWORKS = {"stif": Config(residual=True), **{name: CONFIGS[name] for name in ("stif-s", "stif-i")}}
 """What is compiled; the paper's decoder with the residual, the larger form."""
 
@@ -51,7 +54,7 @@ def work(kernel: str, config: Config) -> tuple[int, int]:
         products = inputs * CHANNELS + sum(a * b for a, b in itertools.pairwise(sizes))
         return products, CHANNELS * (1 + layers.plain) + sum(widths)
 
-    if kernel == "decode_kernel":
+    if kernel.startswith("decode"):
         return network("decoder", 2 * CHANNELS, OUT_PADDED)
     sif, tif = network("sif", 0, CHANNELS), network("tif", CHANNELS, OUT_PADDED)
     return sif[0] + tif[0], sif[1] + tif[1]
@@ -61,7 +64,7 @@ def work(kernel: str, config: Config) -> tuple[int, int]:
 class Gpu:
     """Published rates. clock: GHz, boost. tensor: dense TFLOP/s of 16-bit operands summed up in float32.
 
-    fp32: lanes per multiprocessor. memory: GB/s.
+    fp32: lanes per multiprocessor. memory: GB/s. load_store: bytes per clock of a multiprocessor's load/store units.
     """
 
     name: str
@@ -71,10 +74,11 @@ class Gpu:
     tensor: float
     fp32: int
     memory: float
+    load_store: int = 128
 
 
 GPUS = (
-    Gpu("T4", 75, 40, 1.59, 65, 64, 320),
+    Gpu("T4", 75, 40, 1.59, 65, 64, 320, load_store=64),
     Gpu("A100", 80, 108, 1.41, 312, 64, 1555),
     Gpu("RTX 3090", 86, 82, 1.695, 71, 128, 936),
     Gpu("RTX 4090", 89, 128, 2.52, 165, 128, 1008),
@@ -239,6 +243,37 @@ def compile_deform_conv(capability: int, dtype: str) -> Report:
     )
 
 
+def compile_cuda(kernel: str, capability: int, network: str = "stif") -> Report:
+    """Compiles one pass of one of NETWORKS in CUDA C++ for a GPU."""
+    from stif_rt.ops.implicit.cuda_backend import COLUMNS, ROWS, THREADS, compile_kernel
+
+    config = NETWORKS[network]
+    return analyse(
+        compile_kernel(config, f"sm_{capability}"),
+        kernel=kernel,
+        network=network,
+        capability=capability,
+        dtype="float16",
+        shared=0,
+        threads=THREADS,
+        tensor_memory=0,
+        pixels=ROWS * COLUMNS,
+        trips=cuda_trips(kernel, config),
+    )
+
+
+def cuda_trips(kernel: str, config: Config) -> list[int]:
+    """How often the loops with matrix instructions of a pass in CUDA C++ run, in the order in which they begin.
+
+    One over a layer's sines takes 2048 weights of each of its outputs at a time; see ``implicit.cu``.
+    """
+    if kernel.startswith("implicit"):
+        return [layers.wide // 32 for name in ("sif", "tif") if (layers := layers_of(config, name)).wide]
+    _, wide, last = layers_of(config, "decoder")
+    sines = [wide // CHANNELS, last * wide // 2048] if last else [wide // 32] if wide else []
+    return [2, *sines]  # the samples of both frames first
+
+
 def tool(name: str, *arguments: str) -> str:
     """Output of one of the CUDA tools that come with Triton."""
     import triton
@@ -247,8 +282,12 @@ def tool(name: str, *arguments: str) -> str:
     return subprocess.run([folder / name, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def analyse(cubin: bytes, *, kernel: str, shared: int, trips: int, **known: Any) -> Report:
-    """Resources and instructions of one kernel in a cubin. trips: how often each of its loops runs."""
+def analyse(cubin: bytes, *, kernel: str, shared: int, trips: int | list[int], **known: Any) -> Report:
+    """Resources and instructions of one kernel in a cubin.
+
+    trips: how often each of its loops over sines runs; or, of all those with matrix instructions in the order in which
+        they begin, how often, where any other loop is over the two frames.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -263,22 +302,27 @@ def analyse(cubin: bytes, *, kernel: str, shared: int, trips: int, **known: Any)
             r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);", listing
         )
     ]
-    # A loop branches back over sines. What follows the end, and short loops, wait for an event: once is enough.
-    end = next(address for address, opcode, _ in lines if opcode == "EXIT" and address > lines[-1][0] // 4)
-    sines = [address for address, opcode, _ in lines if opcode == "MUFU.SIN"]
-    loops = []
-    for address, opcode, rest in lines:
-        target = re.search(r"0x([0-9a-f]+)", rest)
-        if opcode.startswith("BRA") and target and address < end:
-            start = int(target[1], 16)
-            if any(start <= sine < address for sine in sines):
-                loops.append((start, address))
+    loops = [
+        (int(target[1], 16), address)
+        for address, opcode, rest in lines
+        if opcode.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", rest)) and int(target[1], 16) < address
+    ]
+    if isinstance(trips, int):
+        # A loop branches back over sines. What follows the end, and short loops, wait for an event: once is enough.
+        end = next(address for address, opcode, _ in lines if opcode == "EXIT" and address > lines[-1][0] // 4)
+        sines = [address for address, opcode, _ in lines if opcode == "MUFU.SIN"]
+        loops = [(a, b) for a, b in loops if b < end and any(a <= sine < b for sine in sines)]
+        counted = dict.fromkeys(loops, trips)
+    else:
+        products = [address for address, opcode, _ in lines if opcode.startswith("HMMA")]
+        first = [(a, b) for a, b in sorted(loops) if any(a <= product < b for product in products)]
+        counted = dict.fromkeys(loops, 2) | dict(zip(first, trips, strict=True))
     counts: Counter[str] = Counter()
     moved = 0.0
     for address, opcode, _ in lines:
         times = 1
-        for start, end in loops:
-            times *= trips if start <= address <= end else 1
+        for (start, end), count in counted.items():
+            times *= count if start <= address <= end else 1
         counts[opcode] += times
         moved += times * bytes_of(opcode)
     return Report(
@@ -313,7 +357,7 @@ def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dic
     matrix = 2 * max(report.multiply_adds, work(report.kernel, NETWORKS[report.network])[0]) * pixels
     tensor = bool(report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"})
     # weights and gathered maps come from the second-level cache, what is streamed also from memory
-    streamed = {"implicit_kernel": 64 * 2 + 16, "decode_kernel": 64 * 2 + 16 + 12}[report.kernel]
+    streamed = 64 * 2 + 16 + (12 if report.kernel.startswith("decode") else 0)
     fp32 = report.count("FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2")
     special = report.count("MUFU", "F2I", "I2F", "FRND", "F2F", "I2FP", "F2IP")
     whole = report.count(
@@ -325,7 +369,7 @@ def roofline(report: Report, gpu: Gpu, pixels: int = FRAME[0] * FRAME[1]) -> dic
         "float32": fp32 * warps * 32 / gpu.fp32 / per_ms,
         "integer": whole * warps * 32 / 64 / per_ms,
         "issue": report.instructions * warps / 4 / per_ms,
-        "load/store": report.bytes_moved * warps / 128 / per_ms,
+        "load/store": report.bytes_moved * warps / gpu.load_store / per_ms,
         "memory": streamed * pixels / gpu.memory / 1e6,
     }
 
@@ -338,6 +382,8 @@ def build(job: Job) -> Report:
     kernel, capability, dtype, network = job
     if kernel == "deform_conv":
         return compile_deform_conv(capability, dtype)
+    if kernel in CUDA_KERNELS:
+        return compile_cuda(kernel, capability, network)
     return compile_triton(kernel, capability, dtype, network)
 
 
@@ -351,6 +397,16 @@ def jobs(dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Job]:
         for kernel in (*KERNELS, "deform_conv")
         if not (dtype == "bfloat16" and capability < 80)
         and (network == "stif" or (kernel != "deform_conv" and dtype == "float16"))
+    ]
+
+
+def cuda_jobs() -> list[Job]:
+    """The passes in CUDA C++ for every generation."""
+    return [
+        (kernel, capability, "float16", network)
+        for capability in SHARED
+        for network in NETWORKS
+        for kernel in CUDA_KERNELS
     ]
 
 
@@ -377,17 +433,23 @@ def print_reports(reports: dict[Job, Report]) -> None:
             report.count("LDG"),
             report.instructions,
         )
-        name = report.kernel if report.kernel.startswith("deform") else f"{report.kernel[:-7]}_{report.dtype}"
+        name = report.kernel if report.kernel[-7:] != "_kernel" else f"{report.kernel[:-7]}_triton_{report.dtype}"
         print(f"{name:24}{report.network:>8}{report.capability:>4}" + "".join(f"{value:>10}" for value in values))
     print("warps: that a multiprocessor holds at once. registers, stack (bytes): of a thread. shared: of a block.")
     print("matrix, sine, fp32, gather, all: instructions of that kind that a warp executes.")
+
+
+def passes_of(gpu: Gpu, dtype: str, network: str) -> list[Job]:
+    """The kernels that ``auto`` takes for a frame on a GPU."""
+    kernels = CUDA_KERNELS if gpu.capability == 75 and dtype == "float16" else KERNELS
+    return [(kernel, gpu.capability, dtype, network) for kernel in kernels]
 
 
 def print_roofline(reports: dict[Job, Report], dtype: str, network: str) -> None:
     size = f"{FRAME[1]}x{FRAME[0]}"
     print(f"\nOne frame of {size} by {network}, {dtype}: milliseconds that the limiting unit needs, from instructions")
     for gpu in GPUS:
-        passes = [roofline(reports[kernel, gpu.capability, dtype, network], gpu) for kernel in KERNELS]
+        passes = [roofline(reports[job], gpu) for job in passes_of(gpu, dtype, network)]
         parts = [f"{(unit := max(p, key=p.__getitem__))} {p[unit]:.2f}" for p in passes]
         total = sum(max(p.values()) for p in passes)
         print(f"{gpu.name:10} {total:6.2f} ms   pass 1: {parts[0]:24} pass 2: {parts[1]}")
@@ -399,7 +461,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     dtypes = tuple(options.dtype or DTYPES)
-    reports = build_all(jobs(dtypes), options.processes)
+    wanted = jobs(dtypes) + (cuda_jobs() if "float16" in dtypes else [])
+    reports = build_all(wanted, options.processes)
     print_reports(reports)
     for dtype in dtypes:
         for network in NETWORKS:

@@ -1,23 +1,43 @@
 """csrc/cuda/implicit.cu without a GPU: its source run on the CPU (tests/emulation), compiled for every generation of
 GPUs, launched on fake tensors, and chosen where it should be."""
 
+import contextlib
 import ctypes
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.cases import CASES, VARIANTS, Case
 from helpers.emulation import compile_emulation
-from helpers.implicit import expected, run
+from helpers.implicit import expected, inputs, run
 from helpers.models import functions
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import kernel_report
+from stif_rt.errors import CannotRunError
+from stif_rt.geometry import Box, Geometry, cell_count, make_geometry
 from stif_rt.model.config import Config
-from stif_rt.ops.implicit import cuda_backend, reference
+from stif_rt.ops import nvrtc
+from stif_rt.ops.implicit import BACKENDS, by_preference, choose_backend, cuda_backend, make_kernels, reference
+from stif_rt.ops.implicit.weights import TURNS, fold
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 # Emulated
+
+
+MARGIN = 4096
+"""Numbers on both sides of each array that a kernel is given: NaN, or 77 for bytes."""
+
+
+def guarded(x):
+    """A copy of a tensor, with and without the margin around it: what is read outside shows in the result."""
+    filler = torch.nan if x.is_floating_point() else 77
+    storage = torch.full((x.numel() + 2 * MARGIN,), filler, dtype=x.dtype)
+    inside = storage[MARGIN : MARGIN + x.numel()].view(x.shape)
+    return storage, inside.copy_(x)
 
 
 class Emulator:
@@ -27,17 +47,24 @@ class Emulator:
         self.folder, self.libraries, self.seed = folder, {}, 0
 
     def launch(self, name, defined, box, times, **arguments):
-        for value in arguments.values():
-            assert not isinstance(value, torch.Tensor) or value.is_contiguous()
         if defined not in self.libraries:
             (folder := self.folder / str(len(self.libraries))).mkdir()
             self.libraries[defined] = compile_emulation("implicit", folder, defined)
         library = self.libraries[defined]
-        given = cuda_backend.arguments_of(name, box, times, arguments)
+        tensors = {key: x for key, x in {**arguments, "times": times}.items() if isinstance(x, torch.Tensor)}
+        assert all(x.is_contiguous() for x in tensors.values())
+        copies = {key: guarded(x) for key, x in tensors.items()}
+        inner = {key: inside for key, (_, inside) in copies.items()}
+        given = cuda_backend.arguments_of(name, box, inner.pop("times"), {**arguments, **inner})
         assert ctypes.sizeof(given) == getattr(library, f"size_of_{name}")()
         blocks = (ctypes.c_int * 3)(*cuda_backend.grid(box, times))
         ended = getattr(library, f"run_{name}")(blocks, cuda_backend.THREADS, self.seed, ctypes.byref(given))
         assert ended, "threads wait for ever"
+        for key, (storage, inside) in copies.items():
+            margins = torch.cat((storage[:MARGIN], storage[MARGIN + inside.numel() :]))
+            assert (margins.isnan() if margins.is_floating_point() else margins == 77).all(), f"{key} has grown"
+            if key in ("feature", "flow", "rgb", "bytes"):
+                tensors[key].copy_(inside)
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +119,252 @@ def test_every_variant_is_as_good_as_pytorch(emulated, variant):
 @pytest.mark.parametrize("variant", ["residual", "compact", "compact at stride 2"])
 def test_every_case_is_as_good_as_pytorch(emulated, variant, case):
     assert_as_good_as_pytorch(VARIANTS[variant], case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["residual", "compact"])
+def test_kernels_do_not_race(emulated, variant):
+    config, case = VARIANTS[variant], Case("race", (6, 9), (13, 21), (0.2, 0.7))
+    first = run(build(config), config, case)
+    for emulated.seed in (1, 2):
+        for a, b in zip(run(build(config), config, case), first, strict=True):
+            assert torch.equal(a, b)
+
+
+def passes(config, case, output=torch.float32, region=None, box=None):
+    """What ``decode`` makes of frames beyond [0, 1] on both sides."""
+    kernels, whole = build(config), Box(0, 0, *case.outputs)
+    features, frames, times = inputs(case, config)
+    geometry = make_geometry(config, case.inputs, case.outputs)
+    with torch.inference_mode():
+        projections = kernels.project(features, 3 * frames - 1)
+        feature, _ = kernels.implicit(projections, times, geometry, box or whole)
+        _, flow = kernels.implicit(projections, times, geometry, region or whole)
+        return kernels.decode(projections, feature, flow, times, geometry, region or whole, box or whole, output)
+
+
+@pytest.mark.parametrize("variant", ["residual", "compact at stride 2"])
+def test_uint8_is_the_rounded_picture(emulated, variant):
+    config, case = VARIANTS[variant], Case("bytes", (6, 8), (13, 19), (0.3, 0.8))
+    rounded = (passes(config, case).clamp(0, 1) * 255).round().byte().movedim(2, -1)
+    assert {0, 255} <= set(rounded.flatten().tolist())
+    assert torch.equal(passes(config, case, torch.uint8), rounded)
+
+
+@pytest.mark.parametrize(("variant", "box"), [("paper", Box(0, 1, 19, 22)), ("compact", Box(0, 0, 19, 23))])
+def test_a_region_is_that_part_of_the_whole(emulated, variant, box):
+    """The box holds all that the flow points to."""
+    config, case = VARIANTS[variant], Case("region", (8, 9), (19, 23), (0.2, 0.7))
+    part = passes(config, case, region=Box(5, 3, 9, 17), box=box)
+    torch.testing.assert_close(part, passes(config, case)[..., 5:14, 3:20], atol=1e-6, rtol=0)
+
+
+def test_a_feature_without_time_is_computed_once(emulated):
+    config, case = VARIANTS["compact"], Case("again", (6, 7), (13, 18), (0.2, 0.9))
+    kernels, whole = build(config), Box(0, 0, *case.outputs)
+    features, frames, times = inputs(case, config)
+    geometry = make_geometry(config, case.inputs, case.outputs)
+    with torch.inference_mode():
+        projections = kernels.project(features, frames)
+        feature, flow = kernels.implicit(projections, times[:, :1], geometry, whole)
+        assert feature.shape == (1, 1, 13, 18, 64)
+        same, later = kernels.implicit(projections, times, geometry, whole, feature)
+        assert same is feature
+        assert torch.equal(later[:, :1], flow)
+        _, moved = kernels.implicit(projections, times, geometry, whole, feature + 1)
+        assert (moved - later).abs().max() > 1e-3
+
+
+def test_unusable_flows_do_no_harm(emulated):
+    config, case = Config(grid="centres", residual=True), Case("flows", (6, 8), (12, 16))
+    kernels, whole = build(config), Box(0, 0, *case.outputs)
+    features, frames, times = inputs(case)
+    geometry = make_geometry(config, case.inputs, case.outputs)
+    with torch.inference_mode():
+        projections = kernels.project(features, frames)
+        feature, flow = kernels.implicit(projections, times, geometry, whole)
+        good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
+            flow[..., 3, column, :] = value
+        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+    assert torch.isfinite(actual).all()
+    torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])
+
+
+# Compiled, for every generation
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.unavailable_reason() is not None, reason="needs NVRTC, of PyTorch's CUDA build")
+JOBS = pytest.mark.parametrize("job", kernel_report.cuda_jobs(), ids=lambda job: "-".join(map(str, job)))
+
+
+@pytest.fixture(scope="module")
+def reports():
+    pytest.importorskip("triton", reason="needs the disassembler that comes with Triton")
+    return kernel_report.build_all(kernel_report.cuda_jobs())
+
+
+@needs_nvrtc
+@JOBS
+def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
+    report = reports[job]
+    assert report.stack == 0, "spilled registers or local memory"
+    assert not {"LDL", "STL"} & report.opcodes
+    assert report.shared <= 16 * 1024  # of 64 KiB on Turing
+    assert report.resident_warps >= 8
+    assert report.code <= 128 * 1024
+
+
+@needs_nvrtc
+@JOBS
+def test_compiled_kernels_use_matrix_instructions(reports, job):
+    """m16n8k8, as many as the network has multiply-adds; few outputs are padded to eight, not to sixteen."""
+    report = reports[job]
+    assert report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"} == {"HMMA"}
+    assert all(name.startswith("HMMA.1688.F32") for name in report.counts if name.startswith("HMMA"))
+    assert 0.95 <= report.multiply_adds / kernel_report.work(job[0], kernel_report.NETWORKS[job[3]])[0] <= 1.05
+
+
+@needs_nvrtc
+@JOBS
+def test_compiled_sine_is_the_hardware_sine(reports, job):
+    """As many as the network has; and none of its range reduction takes the unit that it needs itself."""
+    report = reports[job]
+    assert report.counts["MUFU.SIN"] == kernel_report.work(job[0], kernel_report.NETWORKS[job[3]])[1]
+    assert report.counts["FRND"] == 0
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("network", "bar"), [("stif", 6), ("stif-s", 4), ("stif-i", 2.5)])
+def test_one_frame_on_a_t4_meets_its_bar_by_the_roofline(reports, network, bar):
+    gpu = kernel_report.GPUS[0]
+    jobs = kernel_report.passes_of(gpu, "float16", network)
+    assert [job[0] for job in jobs] == list(kernel_report.CUDA_KERNELS)
+    assert sum(max(kernel_report.roofline(reports[job], gpu).values()) for job in jobs) <= bar
+
+
+@needs_nvrtc
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["narrow", "compact", "compact at stride 2", "wide then narrow"])
+def test_other_widths_compile(variant):
+    config = VARIANTS.get(variant) or Config(tif_widths=(64,), decoder_widths=(64, 128, 64))
+    assert b"implicit_float16" in cuda_backend.compile_kernel(config, "sm_75")
+
+
+# Launched on fake tensors
+
+
+@pytest.mark.parametrize("variant", ["paper", "-f", "-s", "-f -s", "untimed", "compact at stride 2"])
+def test_a_frame_on_cuda_is_two_launches(monkeypatch, variant):
+    config, (h, w), (H, W) = VARIANTS[variant], (6, 8), (13, 19)
+    launched = []
+
+    def launch(name, defined, box, times, **arguments):
+        for value in arguments.values():
+            assert not isinstance(value, torch.Tensor) or (value.device.type == "cuda" and value.is_contiguous())
+        plain = {key: 1 if isinstance(x, torch.Tensor) else x for key, x in arguments.items()}
+        structure = cuda_backend.ARGUMENTS[name]
+        assert set(plain) | {"times", "times_per_pair", "top", "left", "height", "width"} == {
+            field for field, _ in structure._fields_
+        }
+        structure(**plain)  # refuses what is not of a field's type
+        launched.append((name, cuda_backend.grid(box, times)))
+
+    monkeypatch.setattr(cuda_backend, "launch", launch)
+    features, frames, t = inputs(Case("fake", (h, w), (H, W), (0.2, 0.5, 0.8)), config)
+    geometry, whole = make_geometry(config, (h, w), (H, W)), Box(0, 0, H, W)
+    kernels = cuda_backend.CudaKernels(fold(functions(config), TURNS))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
+
+        def cuda(x):
+            return mode.from_tensor(x).to("cuda")
+
+        def on_cuda(axis):
+            return replace(
+                axis, **{name: cuda(getattr(axis, name)) for name in ("nearest_index", "cell_offset", "source_coords")}
+            )
+
+        for name in ("sif", "tif", "decoder"):
+            if (packed := getattr(kernels, name)) is not None:
+                parts = {part: cuda(getattr(packed, part)) for part in ("slices", "output", "vectors")}
+                setattr(kernels, name, replace(packed, **parts))
+        for name in ("implicit_slices", "decoder_slices", "projections"):
+            setattr(kernels, name, cuda(getattr(kernels, name)))
+        geometry = Geometry(on_cuda(geometry.vertical), on_cuda(geometry.horizontal))
+        projections = kernels.project(features.map(cuda), cuda(frames))
+        for maps in (*projections.sif, *projections.tif, *projections.decoder):
+            cells = [cell_count(pixels, config.feature_stride) for pixels in (h, w)]
+            assert (maps.shape, maps.dtype, maps.device.type) == ((1, *cells, 64), torch.float16, "cuda")
+        feature, flow = kernels.implicit(projections, cuda(t), geometry, whole)
+        rgb = kernels.decode(projections, feature, flow, cuda(t), geometry, whole, whole)
+        level = kernels.decode(projections, feature, flow, cuda(t), geometry, whole, whole, torch.uint8)
+    assert (rgb.shape, rgb.dtype, rgb.device.type) == ((1, 3, 3, H, W), torch.float32, "cuda")
+    assert (level.shape, level.dtype, level.device.type) == ((1, 3, H, W, 3), torch.uint8, "cuda")
+    implicit = 0 if config.single_function and not config.flow else 1 if config.sif_time else 2
+    assert [name for name, _ in launched] == ["implicit_float16"] * implicit + ["decode_float16"] * 2
+    assert launched[-1][1] == (2 * 2, 3, 1)
+
+
+# Chosen
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As far as the backends ask, there is a GPU of the compute capability that the function is given."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(cuda_backend.nvrtc, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(cuda_backend, "_load", lambda *_: object())
+
+    def install(*capability):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "chosen"),
+    [
+        ((7, 5), torch.float16, "cuda"),
+        ((7, 5), torch.float32, "triton"),
+        ((8, 0), torch.float16, "triton"),
+        ((7, 0), torch.float16, "reference"),
+    ],
+)
+def test_auto_takes_cuda_on_turing_alone(gpu, monkeypatch, capability, dtype, chosen):
+    gpu(*capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # Triton is there
+    assert choose_backend(Config(), CUDA, dtype) == chosen
+
+
+def test_without_triton_cuda_is_better_than_the_reference(gpu, monkeypatch):
+    gpu(8, 6)
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable_reason", lambda *_: "Triton is not installed")
+    assert choose_backend(Config(), CUDA, torch.float16) == "cuda"
+    assert by_preference(CPU) == list(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "config", "reason"),
+    [
+        ((7, 0), torch.float16, Config(), "compute capability 7.0"),
+        ((7, 5), torch.bfloat16, Config(), "float16 only"),
+        ((9, 0), torch.float32, Config(), "float16 only"),
+        ((7, 5), torch.float16, Config(sif_widths=(64, 128, 128)), "sif_widths"),
+        ((7, 5), torch.float16, Config(), None),
+    ],
+)
+def test_what_cannot_run_is_said(gpu, capability, dtype, config, reason):
+    gpu(*capability)
+    said = cuda_backend.unavailable_reason(config, CUDA, dtype)
+    assert said is None if reason is None else reason in (said or "")
+
+
+def test_a_kernel_that_cannot_be_loaded_is_said(gpu, monkeypatch):
+    gpu(7, 5)
+    monkeypatch.setattr(cuda_backend, "_load", lambda *_: "the driver cannot load the kernel for sm_75")
+    assert "driver" in (cuda_backend.unavailable_reason(Config(), CUDA, torch.float16) or "")
+
+
+def test_it_needs_a_gpu():
+    with pytest.raises(CannotRunError, match=r"'cuda' cannot run: .* NVIDIA GPU, and this device is 'cpu'"):
+        make_kernels("cuda", functions(Config()), CPU, torch.float16)

@@ -408,7 +408,7 @@ __device__ __forceinline__ void add_bicubic(float (&colour)[4], float share, con
                                             int h, int w) {
     const int top = (int)floorf(y), left = (int)floorf(x);
     const float down = y - top, right = x - left;
-#pragma unroll 1
+#pragma unroll
     for (int i = -1; i <= 2; ++i) {
         const float *const line = image + min(max(top + i, 0), h - 1) * w * 3;
         const float vertical = share * cubic_weight(fabsf(down - i));
@@ -463,7 +463,7 @@ struct Implicit {
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float16(const Implicit a) {
     __shared__ Quad buffers[2 * SLICE];
     Stream stream(a.weights, buffers);
-    const long long frame = blockIdx.y, pair = frame / a.times_per_pair;
+    const long long frame = blockIdx.y, pair = blockIdx.y / a.times_per_pair;
     const float t = a.times[frame];
     const Pixel own = own_pixel(a.height, a.width);
     const int y = own.row + a.top, x = own.column + a.left;
@@ -531,9 +531,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
     const float *biases = a.tif_vectors + 5 * C;
     if (a.feature) {
         start_first(first, a.tif_vectors, t, a.pixel_size);
+        multiply_all(first, feature, stream);
         bilinear(a.bilinear_map + pair * cells * C, near_y, near_x, a.h, a.w,
                  [&](int p, int block, const float (&values)[8]) { add_eight(first, p, block, values); });
-        multiply_all(first, feature, stream);
         biases = a.tif_vectors + 3 * C;
     }
     Sums<FEW> out;
@@ -582,7 +582,7 @@ struct Decode {
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) decode_float16(const Decode a) {
     __shared__ Quad buffers[2 * SLICE];
     Stream stream(a.weights, buffers);
-    const long long frame = blockIdx.y, pair = frame / a.times_per_pair;
+    const long long frame = blockIdx.y, pair = blockIdx.y / a.times_per_pair;
     const float t = a.times[frame];
     const Pixel own = own_pixel(a.height, a.width);
     const long long plane = (long long)a.height * a.width, cells = (long long)a.h * a.w;
