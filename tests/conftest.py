@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,18 @@ def emulated(request, tmp_path_factory):
         pytest.skip("needs g++")
     folder = tmp_path_factory.mktemp("emulation")
     return compile_emulation("deform_conv", folder, (f"__CUDA_ARCH__={request.param}",))
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that kernels are to write holds NaN first, so that what they leave out shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def poison(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        made = new_empty(self, *arguments, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made.fill_(77)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison)
 
 
 @pytest.fixture(scope="session")

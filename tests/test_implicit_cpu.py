@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from helpers.cases import CASES, VARIANTS, Case
-from helpers.implicit import expected, inputs, run
+from helpers.implicit import expected, inputs, plain_error, prepare, rms_error, run
 from helpers.models import functions
 from helpers.native import NATIVE_CASES
 
@@ -29,16 +29,8 @@ def compare(actual, config, case, dtype) -> None:
             if a is not None:
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
         return
-    features, frames, times = (x.to(dtype) for x in inputs(case, config))
-    model = functions(config).to(dtype)
-    with torch.no_grad():
-        plain = torch.stack([model(features, frames, times[:, n], case.outputs).rgb for n in range(times.shape[1])], 1)
     exact = expected(functions(config), case, torch.float64)[2]
-
-    def error(rgb):
-        return (rgb.double() - exact).square().mean().sqrt()
-
-    assert error(actual[2]) <= 2 * error(plain)
+    assert rms_error(actual[2], exact) <= 2 * plain_error(config, case, dtype, exact)
 
 
 @pytest.mark.parametrize("case", NATIVE_CASES)
@@ -88,11 +80,9 @@ def test_bytes_are_the_rounded_picture_of_one_call(library, isa, variant):
 @pytest.mark.parametrize("variant", ["stif-s", "compact at stride 2"])
 def test_unusable_flows_stay_inside(library, isa, variant, value):
     config, case = VARIANTS[variant], Case("flows", (6, 8), (12, 16))
-    features, frames, times = inputs(case, config)
     made = kernels(config, library, isa)
-    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
+    projections, view = prepare(made, config, case)
     with torch.inference_mode():
-        projections = made.project(features, frames)
         feature, flow = made.implicit(projections, view)
         good = made.decode(projections, view, feature, flow)
         flow[:, :, 3] = value

@@ -3,11 +3,12 @@
 import torch
 
 from helpers.cases import Case
+from helpers.models import functions
 from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
-from stif_rt.ops.implicit.interface import Kernels, View
+from stif_rt.ops.implicit.interface import Kernels, Projections, View
 
 
 def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Tensor, torch.Tensor]:
@@ -22,18 +23,60 @@ def inputs(case: Case, config: Config | None = None) -> tuple[Features, torch.Te
     return Features(maps, velocity), frames, times.contiguous()
 
 
+def prepare(
+    kernels: Kernels, config: Config, case: Case, device: str | torch.device = "cpu"
+) -> tuple[Projections, View]:
+    """The projections of a case, and the view of its whole pictures."""
+    features, frames, times = inputs(case, config)
+    view = View.whole(times.to(device), make_geometry(config, case.inputs, case.outputs).to(device))
+    with torch.inference_mode():
+        return kernels.project(features.to(device), frames.to(device)), view
+
+
 def run(
-    kernels: Kernels, config: Config, case: Case, region: Box | None = None, box: Box | None = None
+    kernels: Kernels,
+    config: Config,
+    case: Case,
+    region: Box | None = None,
+    box: Box | None = None,
+    output: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """Both passes over ``region``; the spatial feature over ``box``."""
-    features, frames, times = inputs(case, config)
-    view = View.whole(times, make_geometry(config, case.inputs, case.outputs))
+    projections, view = prepare(kernels, config, case, device)
     view, feature_view = view.within(region or view.box), view.within(box or view.box)
     with torch.inference_mode():
-        projections = kernels.project(features, frames)
         _, flow = kernels.implicit(projections, view)
         feature, _ = kernels.implicit(projections, feature_view)
-        return feature, flow, kernels.decode(projections, view, feature, flow, feature_view.box)
+        return feature, flow, kernels.decode(projections, view, feature, flow, feature_view.box, output)
+
+
+def decode_unusable_flows(kernels: Kernels, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures before and after flows of their fourth row are made infinite, not a number, or far too large."""
+    config, case = Config(grid="centres", residual=True), Case("flows", (6, 8), (12, 16))
+    projections, view = prepare(kernels, config, case, device)
+    with torch.inference_mode():
+        feature, flow = kernels.implicit(projections, view)
+        assert flow is not None
+        before = kernels.decode(projections, view, feature, flow)
+        for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
+            flow[..., 3, column, :] = value
+        return before, kernels.decode(projections, view, feature, flow)
+
+
+def rms_error(picture: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root of the mean square difference of pictures, wherever the first one is, from exact ones in float64."""
+    return float((picture.cpu().double() - exact).square().mean().sqrt())
+
+
+def plain_error(config: Config, case: Case, dtype: torch.dtype, exact: torch.Tensor) -> float:
+    """The error of the pictures of the model's own form under a dtype."""
+    features, frames, times = inputs(case, config)
+    features, frames, times = features.to(dtype), frames.to(dtype), times.to(dtype)
+    model = functions(config).to(dtype)
+    with torch.no_grad():
+        pictures = [model(features, frames, times[:, n], case.outputs).rgb for n in range(times.shape[1])]
+    return rms_error(torch.stack(pictures, 1), exact)
 
 
 def expected(
