@@ -94,7 +94,10 @@ def test_any_rate(monkeypatch, capsys, tmp_path, weights, fps, rate):
     assert status == 0, err
     reader, frames = read(tmp_path / "out.mkv")
     assert len(frames) == -(-Fraction(4 * 1001, 30000) * rate // 1)
-    assert abs(reader.rate - rate) < Fraction(1, 100)
+    if int(av.__version__.split(".")[0]) >= 18:
+        assert abs(reader.rate - rate) < Fraction(1, 100)
+    else:  # the newest for Python 3.10 cannot write the rate of joined streams: whole milliseconds are what there is
+        assert abs(1 / reader.rate - 1 / rate) < Fraction(1, 1000)
 
 
 def test_odd_sizes_become_even_in_video_files(monkeypatch, capsys, tmp_path, weights):

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -262,9 +262,8 @@ def with_options_of_render(without: Sequence[str], **own: tuple[Any, Any]) -> Ca
         without: the names of those that it does not take.
         own: the type and the default of those that it takes besides.
     """
-    hints = get_type_hints(render, include_extras=True)
-    types = {name: (hints[name], value.default) for name, value in inspect.signature(render).parameters.items()}
-    types = {name: type_ for name, type_ in types.items() if name not in without} | own
+    given = inspect.signature(render).parameters  # get_type_hints of Python 3.10 hides those whose default is None
+    types = {name: (value.annotation, value.default) for name, value in given.items() if name not in without} | own
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter(name, keyword, default=value, annotation=type_) for name, (type_, value) in types.items()
