@@ -20,6 +20,7 @@ from stif_rt.geometry import Box, Geometry, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.ops import nvrtc
 from stif_rt.ops.implicit import BACKENDS, by_preference, choose_backend, cuda_backend, make_kernels, reference
+from stif_rt.ops.implicit.interface import View
 from stif_rt.ops.implicit.weights import TURNS, fold
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -126,14 +127,19 @@ def test_kernels_do_not_race(emulated, variant):
 
 def passes(config, case, output=torch.float32, region=None, box=None):
     """What ``decode`` makes of frames beyond [0, 1] on both sides."""
-    kernels, whole = build(config), Box(0, 0, *case.outputs)
-    features, frames, times = inputs(case, config)
-    geometry = make_geometry(config, case.inputs, case.outputs)
+    kernels, whole, (features, frames, view) = build(config), Box(0, 0, *case.outputs), viewed(config, case)
+    view, feature_view = view.within(region or whole), view.within(box or whole)
     with torch.inference_mode():
         projections = kernels.project(features, 3 * frames - 1)
-        feature, _ = kernels.implicit(projections, times, geometry, box or whole)
-        _, flow = kernels.implicit(projections, times, geometry, region or whole)
-        return kernels.decode(projections, feature, flow, times, geometry, region or whole, box or whole, output)
+        feature, _ = kernels.implicit(projections, feature_view)
+        _, flow = kernels.implicit(projections, view)
+        return kernels.decode(projections, view, feature, flow, feature_view.box, output)
+
+
+def viewed(config, case):
+    """A case's features and frames, and the view of its whole pictures."""
+    features, frames, times = inputs(case, config)
+    return features, frames, View.whole(times, make_geometry(config, case.inputs, case.outputs))
 
 
 @pytest.mark.parametrize("variant", ["residual", "compact at stride 2"])
@@ -154,32 +160,28 @@ def test_a_region_is_that_part_of_the_whole(emulated, variant, box):
 
 def test_a_feature_without_time_is_computed_once(emulated):
     config, case = VARIANTS["compact"], Case("again", (6, 7), (13, 18), (0.2, 0.9))
-    kernels, whole = build(config), Box(0, 0, *case.outputs)
-    features, frames, times = inputs(case, config)
-    geometry = make_geometry(config, case.inputs, case.outputs)
+    kernels, (features, frames, view) = build(config), viewed(config, case)
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times[:, :1], geometry, whole)
+        feature, flow = kernels.implicit(projections, replace(view, times=view.times[:, :1]))
         assert feature.shape == (1, 1, 13, 18, 64)
-        same, later = kernels.implicit(projections, times, geometry, whole, feature)
+        same, later = kernels.implicit(projections, view, feature)
         assert same is feature
         assert torch.equal(later[:, :1], flow)
-        _, moved = kernels.implicit(projections, times, geometry, whole, feature + 1)
+        _, moved = kernels.implicit(projections, view, feature + 1)
         assert (moved - later).abs().max() > 1e-3
 
 
 def test_unusable_flows_do_no_harm(emulated):
     config, case = Config(grid="centres", residual=True), Case("flows", (6, 8), (12, 16))
-    kernels, whole = build(config), Box(0, 0, *case.outputs)
-    features, frames, times = inputs(case)
-    geometry = make_geometry(config, case.inputs, case.outputs)
+    kernels, (features, frames, view) = build(config), viewed(config, case)
     with torch.inference_mode():
         projections = kernels.project(features, frames)
-        feature, flow = kernels.implicit(projections, times, geometry, whole)
-        good = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        feature, flow = kernels.implicit(projections, view)
+        good = kernels.decode(projections, view, feature, flow)
         for column, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30)):
             flow[..., 3, column, :] = value
-        actual = kernels.decode(projections, feature, flow, times, geometry, whole, whole)
+        actual = kernels.decode(projections, view, feature, flow)
     assert torch.isfinite(actual).all()
     torch.testing.assert_close(actual[..., 4:, :], good[..., 4:, :])
 
@@ -264,7 +266,7 @@ def test_a_frame_on_cuda_is_two_launches(monkeypatch, variant):
 
     monkeypatch.setattr(cuda_backend, "launch", launch)
     features, frames, t = inputs(Case("fake", (h, w), (H, W), (0.2, 0.5, 0.8)), config)
-    geometry, whole = make_geometry(config, (h, w), (H, W)), Box(0, 0, H, W)
+    geometry = make_geometry(config, (h, w), (H, W))
     kernels = cuda_backend.CudaKernels(fold(functions(config), TURNS))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
 
@@ -287,9 +289,10 @@ def test_a_frame_on_cuda_is_two_launches(monkeypatch, variant):
         for maps in (*projections.sif, *projections.tif, *projections.decoder):
             cells = [cell_count(pixels, config.feature_stride) for pixels in (h, w)]
             assert (maps.shape, maps.dtype, maps.device.type) == ((1, *cells, 64), torch.float16, "cuda")
-        feature, flow = kernels.implicit(projections, cuda(t), geometry, whole)
-        rgb = kernels.decode(projections, feature, flow, cuda(t), geometry, whole, whole)
-        level = kernels.decode(projections, feature, flow, cuda(t), geometry, whole, whole, torch.uint8)
+        view = View.whole(cuda(t), geometry)
+        feature, flow = kernels.implicit(projections, view)
+        rgb = kernels.decode(projections, view, feature, flow)
+        level = kernels.decode(projections, view, feature, flow, output=torch.uint8)
     assert (rgb.shape, rgb.dtype, rgb.device.type) == ((1, 3, 3, H, W), torch.float32, "cuda")
     assert (level.shape, level.dtype, level.device.type) == ((1, 3, H, W, 3), torch.uint8, "cuda")
     implicit = 0 if config.single_function and not config.flow else 1 if config.sif_time else 2
