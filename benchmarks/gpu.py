@@ -31,6 +31,7 @@ from stif_rt.ops.deform_conv import deform_conv2d_reference
 from stif_rt.ops.implicit import make_kernels, triton_backend
 from stif_rt.ops.implicit.interface import View
 from stif_rt.runtime import Runtime
+from stif_rt.runtime.encoding import pad
 from stif_rt.timing import time_steps
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -73,7 +74,7 @@ def passes(model: STIF, dtype: torch.dtype, device: torch.device, eager: bool) -
 
 @torch.inference_mode()
 def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    frames = torch.rand(1, 2, 3, *INPUTS, device=device)
+    frames = pad(torch.rand(2, 3, *INPUTS, device=device), model.config.multiple)[None]
     engines = {name: make_engine(name, model.encoder, device, dtype) for name in ("torch", "compiled")}
     timings = {f"encoder, {name}": milliseconds(partial(engine, frames), 10) for name, engine in engines.items()}
     x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)

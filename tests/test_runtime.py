@@ -265,7 +265,7 @@ def test_output_size():
 def test_gpu_equals_cpu(weights, frames):
     results = []
     for device in ("cpu", "cuda"):
-        runtime = Runtime.load(weights, device=device)
+        runtime = Runtime.load(weights, device=device, dtype="float32")
         runtime.encode(*frames)
         results.append(runtime.render([0.2, 0.9], scale=3.3).cpu())
     torch.testing.assert_close(*results, atol=1e-3, rtol=0)

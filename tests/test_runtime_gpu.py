@@ -29,8 +29,8 @@ def test_a_replayed_graph_gives_the_same_frames(frames):
 
 
 def test_pictures_come_back_in_order():
-    images = [torch.full((64, 64, 3), n, dtype=torch.uint8, device=CUDA) for n in range(7)]
-    assert [int(image[0, 0, 0]) for image in to_host(iter(images))] == list(range(7))
+    images = [{"rgb": torch.full((64, 64, 3), n, dtype=torch.uint8, device=CUDA)} for n in range(7)]
+    assert [int(image["rgb"][0, 0, 0]) for image in to_host(iter(images))] == list(range(7))
 
 
 def test_compiled_encoder_matches_the_eager_one():

@@ -20,11 +20,9 @@ from stif_rt.model.stif import AnyEncoder
 
 log = logging.getLogger(__name__)
 
-ENGINES: dict[str, ModuleType] = {"compiled": torch_compiled, "torch": torch_eager}
-"""What runs a network in memory, by preference. Each module has ``unavailable_reason(device, dtype)``, None or why it
+ENGINES: dict[str, ModuleType] = {"torch": torch_eager, "compiled": torch_compiled}
+"""What runs a network in memory, by preference: compiling takes a minute or more before the first frame. Each module has ``unavailable_reason(device, dtype)``, None or why it
 cannot run, and ``build(encoder, device, dtype)``."""
-COMPILED_DEVICES = ("cuda",)
-"""Where ``auto`` compiles: on CPUs that takes minutes and gains little."""
 
 
 class BundleEngine(NamedTuple):
@@ -65,8 +63,7 @@ def choose_engine(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name not in ("auto", *ENGINES):
         raise ValueError(f"unknown encoder engine {name!r}; there are: auto, {', '.join(ENGINES)}")
     for candidate, module in ENGINES.items():
-        skipped = candidate == "compiled" and device.type not in COMPILED_DEVICES
-        if name != candidate and (name != "auto" or skipped):
+        if name not in ("auto", candidate):
             continue
         reason = module.unavailable_reason(device, dtype)
         if reason is None:
