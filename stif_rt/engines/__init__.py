@@ -21,8 +21,10 @@ from stif_rt.model.stif import AnyEncoder
 log = logging.getLogger(__name__)
 
 ENGINES: dict[str, ModuleType] = {"torch": torch_eager, "compiled": torch_compiled}
-"""What runs a network in memory, by preference: compiling takes a minute or more before the first frame. Each module has
-``unavailable_reason(device, dtype)``, None or why it cannot run, and ``build(encoder, device, dtype)``."""
+"""What runs a network in memory, by preference: compiling takes a minute or more before the first frame.
+
+Each module has ``unavailable_reason(device, dtype)``, None or why it cannot run, and ``build(encoder, device,
+dtype)``."""
 
 
 class BundleEngine(NamedTuple):
