@@ -345,13 +345,13 @@ def kill_the_first_to_write(workspace, killed):
 
 @pytest.mark.slow
 def test_ray_workers_of_which_one_is_killed_equal_one_process(folder, ray, monkeypatch, capsys):
-    for name in ("one.mp4", "two.mp4"):
-        write_video(folder / name, [picture(n, SIZE) for n in range(6)], Fraction(10), sound=name == "one.mp4")
+    for name in ("one.mkv", "two.mkv"):
+        write_video(folder / name, [picture(n, SIZE) for n in range(6)], Fraction(10), sound=name == "one.mkv")
     (folder / "broken.mp4").write_bytes(b"broken")
     killed = []
-    killer = threading.Thread(target=kill_the_first_to_write, args=(workspace_path(folder / "out/one.mp4"), killed))
+    killer = threading.Thread(target=kill_the_first_to_write, args=(workspace_path(folder / "out/one.mkv"), killed))
     killer.start()
-    inputs = ["one.mp4", "two.mp4", "broken.mp4", "--output", "out"]
+    inputs = ["one.mkv", "two.mkv", "broken.mp4", "--output", "out", "--codec", "ffv1"]
     status, _, said = call(monkeypatch, capsys, "cluster", *inputs, *GIVEN, "--cores", 1, "--address", "local")
     killer.join()
     assert status == 1, said
@@ -359,11 +359,11 @@ def test_ray_workers_of_which_one_is_killed_equal_one_process(folder, ray, monke
     assert len(killed) == 1, said
     assert "was lost; segment" in said
     assert said.count("wrote 18 frames") == 2
-    render_video("one.mp4", "whole.mp4", weights="w.safetensors", **OPTIONS)
-    whole = images(folder / "whole.mp4")
+    render_video("one.mkv", "whole.mkv", weights="w.safetensors", codec="ffv1", **OPTIONS)
+    whole = images(folder / "whole.mkv")
     assert len(whole) == 18
-    assert all(same_pictures(images(folder / "out" / name), whole) for name in ("one.mp4", "two.mp4"))
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["one.mp4", "two.mp4"]
+    assert all(same_pictures(images(folder / "out" / name), whole) for name in ("one.mkv", "two.mkv"))
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["one.mkv", "two.mkv"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from stif_rt.dtypes import DTYPES
 
 NETWORK = "Network"
 BACKENDS = ("triton", "cuda", "cpu", "reference")
-ENGINES = ("compiled", "torch")
+ENGINES = ("torch", "compiled")
 """Names for help, as the modules have them that are too slow to import for it; a test compares."""
 
 Device = Annotated[
