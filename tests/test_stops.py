@@ -12,7 +12,7 @@ from fractions import Fraction
 import av
 import pytest
 from helpers.command_line import call
-from helpers.videos import picture, same_pictures, write_images, write_video
+from helpers.videos import X264_STEPS, picture, same_pictures, write_images, write_video
 
 from stif_rt.model.checkpoints import save_model
 from stif_rt.video import run, workspace
@@ -47,6 +47,8 @@ def folder(tmp_path_factory, tiny_model):
 def arguments(folder, source, target, *more):
     weights = folder / "w.safetensors"
     options = ["--scale", 1.5, "--time-scale", 3, "--segment-frames", SEGMENT]
+    if target.suffix == ".mkv":
+        options += ["--codec", "ffv1"]  # lossless: what is compared is what the network made
     return ["render", folder / source, target, "--weights", weights, *options, *more]
 
 
@@ -55,7 +57,7 @@ def uninterrupted(folder):
     """The frames of a run that nothing stopped, as video and as images."""
     patch = pytest.MonkeyPatch()
     results = {}
-    for name, source in (("whole.mp4", "in.mp4"), ("whole", "images")):
+    for name, source in (("whole.mkv", "in.mp4"), ("whole", "images")):
         patch.setattr("sys.argv", ["stif-rt", *map(str, arguments(folder, source, folder / name))])
         from stif_rt import cli
 
@@ -113,7 +115,7 @@ def once_finished(target, action, segment=0):
     return waiting
 
 
-CASES = [("in.mp4", "out.mp4"), ("images", "out")]
+CASES = [("in.mp4", "out.mkv"), ("images", "out")]
 
 
 @pytest.mark.slow
@@ -150,7 +152,7 @@ def test_signals_keep_finished_segments(
 
 def test_signal_before_a_segment_is_finished_leaves_nothing(monkeypatch, capsys, tmp_path, folder):
     monkeypatch.setattr(run, "NetworkRenderer", after(2, kill(signal.SIGTERM)))
-    ended, _, _ = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4"))
+    ended, _, _ = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mkv"))
     assert ended == 143
     assert not list(tmp_path.iterdir())
 
@@ -181,9 +183,11 @@ def test_failures_midway_keep_finished_segments(
 
 
 @pytest.mark.slow
-def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, uninterrupted):
+@pytest.mark.parametrize("name", ["out.mkv", "out.mp4"])
+def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, uninterrupted, name):
     """Killed at any time: what lies there is finished segments, and files that the next run removes."""
-    target = tmp_path / "out.mp4"
+    target = tmp_path / name
+    segment = workspace_path(target) / f"000000{target.suffix}"
     command = [
         sys.executable,
         "-m",
@@ -191,24 +195,27 @@ def test_a_killed_process_can_be_resumed(monkeypatch, capsys, tmp_path, folder, 
         *map(str, arguments(folder, "in.mp4", target, "--progress", "json")),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    space = workspace_path(target)
-    while process.poll() is None and not (space / "000000.mp4").exists():
+    while process.poll() is None and not segment.exists():
         time.sleep(0.002)
     process.kill()
     process.communicate()
     if not target.exists():  # it had not been faster
-        assert (space / "000000.mp4").exists()
+        assert segment.exists()
         assert call(monkeypatch, capsys, *arguments(folder, "in.mp4", target, "--resume"))[0] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
-    assert same_pictures(decoded(target), uninterrupted["in.mp4"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if target.suffix == ".mkv":
+        assert same_pictures(decoded(target), uninterrupted["in.mp4"])
+    else:
+        call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "whole.mp4"))
+        assert same_pictures(decoded(target), decoded(tmp_path / "whole.mp4"), X264_STEPS)
 
 
 @pytest.mark.slow
 def test_a_lost_segment_is_rendered_again(monkeypatch, capsys, tmp_path, folder, uninterrupted):
-    target = tmp_path / "out.mp4"
+    target = tmp_path / "out.mkv"
     monkeypatch.setattr(run, "NetworkRenderer", after(17, once_finished(target, kill(signal.SIGTERM), segment=1)))
     call(monkeypatch, capsys, *arguments(folder, "in.mp4", target))
-    (workspace_path(target) / "000001.mp4").unlink()
+    (workspace_path(target) / "000001.mkv").unlink()
     monkeypatch.undo()
     assert call(monkeypatch, capsys, *arguments(folder, "in.mp4", target, "--resume"))[0] == 0
     assert same_pictures(decoded(target), uninterrupted["in.mp4"])
@@ -225,18 +232,18 @@ def test_warnings_of_the_first_run_are_not_forgotten(monkeypatch, capsys, tmp_pa
 
     monkeypatch.setattr(Job, "pairs", pairs)
     with monkeypatch.context() as patch:
-        target = tmp_path / "out.mp4"
+        target = tmp_path / "out.mkv"
         patch.setattr(run, "NetworkRenderer", after(12, once_finished(target, kill(signal.SIGTERM))))
         ended, _, err = call(patch, capsys, *arguments(folder, "in.mp4", target))
     assert (ended, err.count("warning: from frame 0: damaged")) == (143, 1)
-    ended, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mp4", "--resume"))
+    ended, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mkv", "--resume"))
     assert (ended, err.count(" and 1 more: damaged")) == (3, 1), err
 
 
 @pytest.fixture
 def stopped(monkeypatch, capsys, tmp_path, folder):
     """A target of which a first segment is finished."""
-    target = tmp_path / "out.mp4"
+    target = tmp_path / "out.mkv"
     with monkeypatch.context() as patch:
         patch.setattr(run, "NetworkRenderer", after(7, once_finished(target, kill(signal.SIGTERM))))
         call(patch, capsys, *arguments(folder, "in.mp4", target))
@@ -255,7 +262,7 @@ def test_work_of_another_run_is_not_mixed_in(monkeypatch, capsys, folder, stoppe
     status, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", stopped, *more))
     assert status == 1
     assert message in err
-    assert (workspace_path(stopped) / "000000.mp4").exists()
+    assert (workspace_path(stopped) / "000000.mkv").exists()
 
 
 def test_overwrite_starts_anew(monkeypatch, capsys, folder, stopped, uninterrupted):
@@ -266,7 +273,7 @@ def test_overwrite_starts_anew(monkeypatch, capsys, folder, stopped, uninterrupt
 
 def test_result_of_another_process_is_not_replaced(monkeypatch, capsys, tmp_path, folder):
     """One that appears while this run renders."""
-    target = tmp_path / "out.mp4"
+    target = tmp_path / "out.mkv"
     monkeypatch.setattr(run, "NetworkRenderer", after(9, lambda: target.write_text("theirs")))
     status, _, err = call(monkeypatch, capsys, *arguments(folder, "in.mp4", target))
     assert status == 1
@@ -275,7 +282,7 @@ def test_result_of_another_process_is_not_replaced(monkeypatch, capsys, tmp_path
 
 
 def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterrupted):
-    target = tmp_path / "out.mp4"
+    target = tmp_path / "out.mkv"
     hold, held = threading.Event(), threading.Event()
 
     def wait():
@@ -287,6 +294,7 @@ def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterru
     from stif_rt.video.run import render_video
 
     options = {"scale": 1.5, "time_scale": 3, "weights": folder / "w.safetensors", "segment_frames": SEGMENT}
+    options["codec"] = "ffv1"
     first = threading.Thread(target=render_video, args=(folder / "in.mp4", target), kwargs=options)
     first.start()
     assert held.wait(20)
@@ -302,11 +310,11 @@ def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterru
 @pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", ">&- 2>&-"])
 @pytest.mark.parametrize("form", ["plain"])
 def test_standard_error_that_is_gone_ends_nothing(tmp_path, folder, uninterrupted, closing, form):
-    target = tmp_path / "out.mp4"
+    target = tmp_path / "out.mkv"
     words = [sys.executable, "-m", "stif_rt.cli", *map(str, arguments(folder, "in.mp4", target, "--progress", form))]
     command = f"exec {' '.join(words)} {closing}"
     assert subprocess.run(command, shell=True).returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
     assert same_pictures(decoded(target), uninterrupted["in.mp4"])
 
 
@@ -314,7 +322,7 @@ def test_segments_reach_the_disk_before_they_count(monkeypatch, tmp_path):
     """The order that a power cut must not change: contents, then name."""
     calls = []
     monkeypatch.setattr(workspace.os, "fsync", lambda descriptor: calls.append("fsync"))
-    with workspace.open_workspace(tmp_path / "out.mp4", ".mp4") as space:
+    with workspace.open_workspace(tmp_path / "out.mkv", ".mkv") as space:
         with space.writing(0) as path:
             path.write_bytes(b"x")
             assert not space.finished()
