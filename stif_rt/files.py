@@ -68,7 +68,7 @@ def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: ``target`` exists and is not to be overwritten.
     """
     target = target.absolute()
-    _check_parent(target)
+    check_parent(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; give --overwrite to replace it")
     temporary, old = _temporary_path(target), _temporary_path(target)
@@ -90,7 +90,7 @@ def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise the errors of ``whole_file`` that are known before anything is computed."""
-    _check_parent(target)
+    check_parent(target)
     if target.is_dir():
         raise FileExistsError(f"{target} is a folder; choose another name for the file")
     if target.exists() and not target.is_file():
@@ -128,9 +128,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_parent(target: Path) -> None:
+def check_parent(target: Path) -> None:
+    """Raise FileNotFoundError where the folder around ``target`` does not exist, NotADirectoryError where it is a file."""
     parent = target.absolute().parent
     if not parent.is_dir():
+        obstacle = next((path for path in (parent, *parent.parents) if path.exists()), parent)
+        if obstacle.is_file():
+            raise NotADirectoryError(f"{target} cannot be written: {obstacle} is a file, not a folder")
         raise FileNotFoundError(f"the folder {parent} does not exist")
 
 

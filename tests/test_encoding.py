@@ -212,6 +212,9 @@ def test_alpha_in_vp9(tmp_path):
     (first, *_) = open_reader(tmp_path / "out.webm")
     assert first.picture.alpha.shape == (72, 128)
     assert (first.picture.alpha - wave((72, 128), True).alpha).abs().mean() < 0.02
+    render(tmp_path / "out.webm", tmp_path / "opaque.mkv", pix_fmt="yuv420p")
+    with av.open(str(tmp_path / "opaque.mkv")) as file:  # the tag would be untrue there
+        assert "alpha_mode" not in {key.lower() for key in file.streams.video[0].metadata}
 
 
 def test_alpha_is_laid_on_black_where_it_cannot_be_kept(tmp_path):

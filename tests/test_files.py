@@ -92,10 +92,12 @@ def test_what_appears_meanwhile_is_kept(tmp_path):
 
 def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "regular"), ("", "folder"), ("none/x", "does not exist")):
+    (tmp_path / "file").touch()
+    wrong = {"pipe": "regular", "": "folder", "none/x": "does not exist", "file/x": "file, not a folder"}
+    for name, message in (wrong | {"file/none/x": "file, not a folder"}).items():
         with pytest.raises(OSError, match=message):
             write_whole(tmp_path / name, b"x")
-    assert names(tmp_path) == ["pipe"]
+    assert names(tmp_path) == ["file", "pipe"]
 
 
 def test_writers_of_one_target_do_not_disturb_each_other(tmp_path):

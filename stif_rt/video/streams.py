@@ -30,8 +30,17 @@ LEAD = Fraction(1, 2)
 """Seconds by which sound runs ahead of the pictures in the file, so that players need not seek."""
 NOTICED_LOSS = Fraction(1, 10)
 """Seconds of sound before the first picture whose loss is worth a word."""
-OWN_METADATA = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id", "handler_name"}
-"""Entries that describe the file they are in."""
+OWN_METADATA = {
+    "alpha_mode",
+    "compatible_brands",
+    "duration",
+    "encoder",
+    "handler_name",
+    "major_brand",
+    "minor_version",
+    "vendor_id",
+}
+"""Entries that describe the file they are in, or how its pictures are stored."""
 REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError)
 """What a muxer raises for a packet it cannot store; anything else, such as a full disk, is not about the packet."""
 

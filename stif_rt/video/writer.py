@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import av.container
 
-from stif_rt.files import whole_file
+from stif_rt.files import check_parent, whole_file
 from stif_rt.video.colour import IDENTITY, Colour, Components, from_image
 from stif_rt.video.encoding import CODECS, CRF, IMAGE_CODECS, Encoding, choose_encoding
 from stif_rt.video.notices import Notices
@@ -36,8 +36,7 @@ def check_target(path: Path, source: Path, overwrite: bool) -> None:
     as_video = is_video(path)
     if path.resolve() == source.resolve():
         raise ValueError(f"{path} is the input itself; choose another output")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist")
+    check_parent(path)
     if as_video and path.is_dir():
         raise ValueError(f"{path} is a folder; choose another name for the video")
     if not as_video and path.is_file():
@@ -77,7 +76,10 @@ class VideoWriter:
         except (av.FFmpegError, ValueError) as error:
             H, W = size
             kind = f"{W}x{H} pixels of {encoding.pixel_format} with {encoding.codec}"
-            raise ValueError(f"cannot encode {kind} and {encoding.options}: {error}") from error
+            if isinstance(error, av.FFmpegError):  # its text repeats the call with all that was passed
+                given = ", ".join(f"{key}={value}" for key, value in encoding.options.items())
+                raise ValueError(f"cannot encode {kind}: it refuses one of {given} ({error.strerror})") from error
+            raise ValueError(f"cannot encode {kind}: {error}") from error
         if self.stream.codec_context.options:
             raise ValueError(f"{encoding.codec} has no option {', '.join(sorted(self.stream.codec_context.options))}")
 
