@@ -129,7 +129,7 @@ def remove(path: Path) -> None:
 
 
 def check_parent(target: Path) -> None:
-    """Raise FileNotFoundError where the folder around ``target`` does not exist, NotADirectoryError where it is a file."""
+    """Raise FileNotFoundError where the folder of ``target`` does not exist, NotADirectoryError where it is a file."""
     parent = target.absolute().parent
     if not parent.is_dir():
         obstacle = next((path for path in (parent, *parent.parents) if path.exists()), parent)
