@@ -381,6 +381,39 @@ def options(folder):
     return ["eval", data, "--cache", cache, "--weights", weights, "--device", "cpu"]
 
 
+def test_bundled_weights_are_named_or_fit_the_scale(evaluated, monkeypatch, capsys):
+    """At x1 the default is stif-i and at x2 stif-s, as in a render; a name takes one for both."""
+
+    def scores(*weights):
+        arguments = (
+            "--device",
+            "cpu",
+            "--max-windows",
+            1,
+            "--scale",
+            1,
+            "--scale",
+            2,
+            "--output",
+            evaluated / "results",
+        )
+        status, _, err = call(monkeypatch, capsys, *options(evaluated)[:4], *arguments, *weights)
+        assert status == 0, err
+        rows = csv.DictReader((evaluated / "results" / "results.csv").open())
+        return {row["scale"]: row["psnr"] for row in rows if (row["method"], row["frames"]) == ("this", "average")}
+
+    fitting, one, other = scores(), scores("--weights", "stif-i"), scores("--weights", "stif-s")
+    assert fitting["1.0"] == one["1.0"] != other["1.0"]
+    assert fitting["2.0"] == other["2.0"] != one["2.0"]
+
+
+def test_bundled_weights_of_another_name_are_refused(evaluated, monkeypatch, capsys):
+    status, _, err = call(monkeypatch, capsys, *options(evaluated)[:4], "--weights", "stif-j")
+    assert status == 1
+    assert "'stif-j'" in err
+    assert "bundled are: stif-i, stif-s" in err
+
+
 def test_several_scales_and_lengths(evaluated, monkeypatch, capsys):
     arguments = (
         "--scale",

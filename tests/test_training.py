@@ -21,6 +21,7 @@ from stif_rt.data.resize import degrade
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
+from stif_rt.runtime.weights import WEIGHTS_FOLDER
 from stif_rt.training.examples import Batch, Batches, Recipe
 from stif_rt.training.labels import label_flow
 from stif_rt.training.train import FastForm, Options, charbonnier, flow_error, levels_error, parameter_groups, train
@@ -288,6 +289,16 @@ def test_what_needs_a_velocity_head_says_so(clips, tmp_path, fields, message):
         train(fresh(), clips, dataclasses.replace(SMALL, **fields), tmp_path, CPU, 0)
 
 
+@pytest.mark.parametrize("scales", [None, (1.0, 1.5)])
+def test_labels_need_examples_that_dis_can_take(clips, scales):
+    recipe = dataclasses.replace(RECIPE, patch=6, scale=1.5, window=2, labels=True)
+    with pytest.raises(
+        ValueError, match=r"labels need examples of 12x12 pixels or more, and some are (9x9|6x6): enlarge"
+    ):
+        Batches(clips, recipe, 1, 0, scales=scales)
+    Batches(clips, dataclasses.replace(recipe, patch=12), 4, 0, scales=scales)[0]
+
+
 def test_learning_rate_is_a_cosine_with_restarts():
     options = Options()
     assert options.learning_rate_at(0) == pytest.approx(1e-4)
@@ -525,6 +536,23 @@ def test_a_recipe_file_gives_the_options(clips, tmp_path):
     again = run_command(*arguments, "--cache", tmp_path / "cache")
     assert again.returncode == 0, again.stderr
     assert "finished run of 1 iterations" in " ".join(again.stderr.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.toml")))
+def test_bundled_recipes_train_the_bundled_weights_by_name(tmp_path, recipe):
+    """One iteration of each stage that the recipe has."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 100, 120, 3), dtype=np.uint8)
+    write_images(tmp_path / "clip", list(images))
+    config = recipe.removesuffix("-flow")
+    options = ("--start-from", config, "--cache", tmp_path / "cache", "--device", "cpu")
+    small = ("--patch", 16, "--context", 0, "--batch", 1, "--workers", 0, "--stage-one", 1, "--warm-up", 0)
+    again = () if recipe != config else ("--stage-two", 1)
+    run = (tmp_path / "clip", "--output", tmp_path / "run", "--recipe", recipe, *options, *small, *again)
+    done = run_command(*run)
+    assert done.returncode == 0, done.stderr
+    assert f"1 of {1 + len(again) // 2}: loss" in done.stderr
+    assert load_model(tmp_path / "run" / f"{config}.safetensors").config == CONFIGS[config]
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,23 @@ from rich.table import Table
 from stif_rt.cli.options import MAX_CACHE, NETWORK, Device, Dtype, EncoderOption, KernelsOption, MaxCache, parse_bytes
 from stif_rt.cli.terminal import console, progress_bar
 from stif_rt.data.datasets import DATASETS, load_dataset
-from stif_rt.evaluation.methods import BASELINE, OURS, Method, Peers, external, predictions, runtime_method
+from stif_rt.evaluation.methods import (
+    BASELINE,
+    OURS,
+    Method,
+    Peers,
+    bundled_method,
+    external,
+    predictions,
+    runtime_method,
+)
 from stif_rt.evaluation.metrics import SsimWindow
 from stif_rt.evaluation.paper import Reproduction
 from stif_rt.evaluation.protocol import Mean, summarise
 from stif_rt.evaluation.published import WEIGHTS
 from stif_rt.evaluation.run import Plan, run_evaluation
 from stif_rt.evaluation.tables import write
-from stif_rt.runtime import Runtime, choose_device
+from stif_rt.runtime import Runtime, choose_device, find_weights
 
 
 class SSIM(str, Enum):
@@ -73,8 +82,8 @@ def evaluate(
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            help="A .pth or .safetensors file, or a bundle, else the bundled ones; NAME=FILE for another network, NAME "
-            f"one of {', '.join(WEIGHTS)}. Repeatable.",
+            help="A .pth or .safetensors file, a bundle, or the name of bundled weights, else what fits each scale; "
+            f"NAME=FILE for another network, NAME one of {', '.join(WEIGHTS)}. Repeatable.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -98,8 +107,11 @@ def evaluate(
         plan = Plan(paper.lengths, paper.scales, None, plan.ssim or "gaussian")
     files = parse_weights(weights or [])
 
+    def load(weights: str | Path) -> Runtime:
+        return Runtime.load(weights, device=device, dtype=dtype, kernels=kernels, encoder=encoder)
+
     def model(file: Path | None) -> Method:
-        return runtime_method(Runtime.load(file, device=device, dtype=dtype, kernels=kernels, encoder=encoder))
+        return bundled_method(load, plan.scales) if file is None else runtime_method(load(file))
 
     peers = Peers(files, choose_device(device))
     methods: dict[str, Method] = {OURS: model(files.get("stif"))}
@@ -141,7 +153,7 @@ def parse_weights(texts: list[str]) -> dict[str, Path]:
         name, equals, file = text.partition("=")
         if equals and name not in WEIGHTS and not Path(text).exists():
             raise ValueError(f"--weights {text}: no network {name!r}; there are {', '.join(WEIGHTS)}")
-        name, path = (name, Path(file)) if equals and name in WEIGHTS else ("stif", Path(text))
+        name, path = (name, Path(file)) if equals and name in WEIGHTS else ("stif", find_weights(text))
         if not path.exists():
             raise FileNotFoundError(f"--weights {text}: {path} does not exist")
         files[name] = path

@@ -20,7 +20,8 @@ from stif_rt.evaluation.validation import append_points, validate
 from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.stif import STIF
-from stif_rt.runtime import choose_device
+from stif_rt.runtime import choose_device, find_weights
+from stif_rt.runtime.weights import WEIGHTS_FOLDER
 from stif_rt.training.declare import declared, parameters
 from stif_rt.training.examples import Recipe
 from stif_rt.training.train import Options, Step, is_first_process
@@ -40,6 +41,8 @@ def read_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """Makes the values of a recipe the defaults of the other options. Raises BadParameter for what is no option."""
     if path is None:
         return None
+    if not path.exists() and not path.suffix and (bundled := WEIGHTS_FOLDER / f"{path}.toml").is_file():
+        path = bundled
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # also TOML's and Unicode's
@@ -63,10 +66,16 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an unfinished run there resumes.")],
     recipe: Annotated[
         Path | None,
-        typer.Option(help="TOML file of values for these options.", callback=read_recipe, is_eager=True),
+        typer.Option(
+            help="TOML file of values for these options, or the name of a bundled one, such as stif-s.",
+            callback=read_recipe,
+            is_eager=True,
+        ),
     ] = None,
     config: Annotated[str, typer.Option(help=f"{', '.join(CONFIGS)}.")] = "stif",
-    start_from: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Weights to start from, or the name of bundled ones, instead of random ones.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded frames, else OUTPUT/cache.")] = None,
     max_cache: MaxCache = MAX_CACHE,
     downscale: Annotated[
@@ -99,7 +108,7 @@ def train(
     held_out = load_clips(validation, frames, downscale, most_bytes) if validation else []
     stills = [image for path in pictures or [] for image in load_pictures(path)]
     torch.manual_seed(options.seed)
-    model = STIF(CONFIGS[config]) if start_from is None else load_model(start_from)
+    model = STIF(CONFIGS[config]) if start_from is None else load_model(find_weights(start_from))
     curves = summary_writer(output) if tensorboard and is_first_process() else None
 
     losses: deque[float] = deque(maxlen=options.save_every)

@@ -9,7 +9,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from stif_rt.checkout import import_benchmarks
 from stif_rt.data.clips import readable_name
 from stif_rt.data.frame_cache import visible_images
 from stif_rt.data.resize import imresize
-from stif_rt.runtime import Runtime
+from stif_rt.runtime import Runtime, weights_for_scale
 from stif_rt.video.reader import read_image
 
 BASELINE = "bicubic + blend"
@@ -83,6 +83,17 @@ def runtime_method(runtime: Runtime) -> Method:
         return torch.stack([runtime.render(t, size=window.size).cpu() for t in window.times])
 
     return render
+
+
+def bundled_method(load: Callable[[str], Runtime], scales: Iterable[float]) -> Method:
+    """The bundled weights that fit a window's scale, as ``stif-rt render`` takes them.
+
+    Args:
+        load: makes a runtime of a name, such as ``stif-i``.
+        scales: those that windows will have.
+    """
+    methods = {name: runtime_method(load(name)) for name in {weights_for_scale(scale) for scale in scales}}
+    return lambda window: methods[weights_for_scale(window.scale)](window)
 
 
 def predictions(folder: Path) -> Method:

@@ -15,7 +15,7 @@ from stif_rt.data.clips import Clip
 from stif_rt.data.resize import degrade
 from stif_rt.data.synthetic_motion import render_motion
 from stif_rt.training.declare import option
-from stif_rt.training.labels import label_flow
+from stif_rt.training.labels import SMALLEST_LABELLED, label_flow
 
 EXAMPLES = "Examples"
 
@@ -113,7 +113,13 @@ class Batches(Dataset[Batch]):
         Above the recipe's scale patch and context shrink, so that their truth is no larger than at that scale."""
         self.scales, self.usual, self.unit = scales or (recipe.scale, recipe.scale), usual, unit
         self.recipe, self.size, self.seed, self.pictures = recipe, size, seed, pictures
-        side = self._largest_side()
+        sides = self._sides()
+        if recipe.labels and sides[0] < SMALLEST_LABELLED:
+            least = f"{SMALLEST_LABELLED}x{SMALLEST_LABELLED} pixels"
+            raise ValueError(
+                f"labels need examples of {least} or more, and some are {sides[0]}x{sides[0]}: enlarge patch"
+            )
+        side = sides[1]
         usable = [clip for clip in clips if min(clip.frames.shape[1:3]) >= side and clip.windows(recipe.window)]
         if not usable:
             raise ValueError(f"no clip has {recipe.window} frames without a cut at {side}x{side} pixels or more")
@@ -140,12 +146,14 @@ class Batches(Dataset[Batch]):
         # the border is the same on both sides, so that the patch is the centre exactly
         return _Cut(patch, context, round(patch * scale), round(context * scale))
 
-    def _largest_side(self) -> int:
-        """Of what may be cut, in pixels of the clips; up to a step of the rounding more where scales vary."""
+    def _sides(self) -> tuple[int, int]:
+        """The smallest and the largest of what may be cut, in pixels of the clips; the largest is up to a step of the
+        rounding more where scales vary."""
         low, high = self.scales
-        drawn = max(self._cut(scale).side for scale in np.linspace(low, high, 100))
-        usual = self._cut(self.recipe.scale).side if self.usual else 0
-        return max(drawn + (math.ceil(high) if low < high else 0), usual)
+        drawn = [self._cut(scale).side for scale in np.linspace(low, high, 100)]
+        step = math.ceil(high) if low < high else 0
+        usual = [self._cut(self.recipe.scale).side] if self.usual else []
+        return min(drawn + usual), max([max(drawn) + step, *usual])
 
     def _example(self, rng: np.random.Generator, cut: "_Cut") -> tuple[Tensor, ...]:
         """The tensors of one example, without the axis B."""

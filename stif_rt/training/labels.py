@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+SMALLEST_LABELLED = 12
+"""Pixels along each side that DIS needs."""
 AGREEMENT = 1.0
 """Pixels by which flow there and back may differ where it counts as known."""
 
