@@ -1,6 +1,8 @@
 """The velocity head and the encoder around it, untrained: Gauss-Newton alone already follows motion."""
 
 import copy
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,30 +12,31 @@ from helpers.cases import LEARNED, MOTION
 from helpers.models import fill_model
 
 from stif_rt.engines.torch_eager import TorchEngine
+from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
-from stif_rt.model.velocity import VelocityHead, warp
+from stif_rt.model.velocity import FARTHER, REACH, VelocityHead, search, warp
 from stif_rt.ops.implicit import BACKENDS
-from stif_rt.runtime import Runtime
+from stif_rt.runtime import Runtime, bundled_weights
 
 STRIDES = {1: Config(**MOTION, **LEARNED), 2: Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2)}
 
 
-def textured(height: int, width: int) -> torch.Tensor:
-    """[3, height, width], detail at every scale from 2 to 16 pixels."""
+def textured(height: int, width: int, scales: tuple[int, ...] = (2, 4, 8, 16)) -> torch.Tensor:
+    """[3, height, width], detail at every scale, in pixels."""
     torch.manual_seed(0)
-    scales = (
-        F.interpolate(torch.randn(1, 3, height // n, width // n), (height, width), mode="bicubic")
-        for n in (2, 4, 8, 16)
-    )
-    return (0.5 + 0.12 * sum(scales))[0].clamp(0, 1)
+    parts = (F.interpolate(torch.randn(1, 3, height // n, width // n), (height, width), mode="bicubic") for n in scales)
+    return (0.5 + 0.12 * sum(parts))[0].clamp(0, 1)
 
 
-def moved(shift: tuple[int, int], side: int = 128) -> torch.Tensor:
+def moved(shift: tuple[int, int], side: int = 128, scales: tuple[int, ...] = (2, 4, 8, 16)) -> torch.Tensor:
     """A pair [1, 2, 3, side, side] whose content moves by shift (x, y)."""
-    picture = textured(side + 64, side + 64)
     x, y = shift
-    first, second = (picture[:, 32 - dy : 32 - dy + side, 32 - dx : 32 - dx + side] for dx, dy in ((0, 0), (x, y)))
+    border = max(32, abs(x), abs(y))
+    picture = textured(side + 2 * border, side + 2 * border, scales)
+    first, second = (
+        picture[:, border - dy : border - dy + side, border - dx : border - dx + side] for dx, dy in ((0, 0), (x, y))
+    )
     return torch.stack((first, second))[None]
 
 
@@ -50,12 +53,46 @@ def test_untrained_head_finds_a_shift(shift):
     assert float((v.flatten(1).mean(1) - torch.tensor(shift, dtype=torch.float32)).norm()) < 0.2 * length
 
 
-def test_untrained_head_leaves_a_still_pair_still():
+@pytest.mark.parametrize("shift", [(64, 0), (-48, 56), (90, -30), (0, -80), (84, -84)])
+def test_untrained_head_finds_what_is_fast(shift):
+    """Two and three cells of the coarsest level, where Gauss-Newton alone is lost."""
     torch.manual_seed(1)
+    frames = moved(shift, 384, (2, 8, 32, 64))
+    v = velocity_of(VelocityHead(), frames)[0, :, 48:-48, 48:-48]
+    length = sum(n * n for n in shift) ** 0.5
+    assert float((v.flatten(1).median(1).values - torch.tensor(shift, dtype=torch.float32)).norm()) < 0.1 * length
+
+
+def test_search_is_the_best_of_all_velocities():
+    """Against a loop over cells; batches do not see each other."""
+    torch.manual_seed(2)
+    pair = torch.randn(2, 3, 5, 6, 9)
+    pair[1, 1] = pair[0, 1].roll((1, -2), (-2, -1))
+    cost, best = torch.full((3, 1, 6, 9), math.inf), torch.zeros(3, 2, 6, 9)
+    for x, y in itertools.product(range(-REACH, REACH + 1), repeat=2):
+        v = torch.tensor((x, y), dtype=torch.float32).view(1, 2, 1, 1).expand(3, 2, 6, 9)
+        first, second = warp(pair[0], -v / 2), warp(pair[1], v / 2)
+        difference = F.pad((first - second).abs().mean(1, keepdim=True).clamp(max=3), (6,) * 4, mode="replicate")
+        kernel = torch.tensor((1.0, 4.0, 6.0, 4.0, 1.0)) / 16
+        kernel = (kernel[:, None] * kernel).view(1, 1, 5, 5)
+        for _ in range(3):  # its border is replicated anew each time, so only the inside is equal
+            difference = F.conv2d(difference, kernel)
+        total = difference + FARTHER * math.hypot(x, y)
+        best, cost = torch.where(total < cost, v, best), torch.minimum(total, cost)
+    found = search(pair)
+    assert found.shape == best.shape
+    torch.testing.assert_close(found[..., 2:-2, 2:-2], best[..., 2:-2, 2:-2])
+    assert (found[1, :, 2:-2, 3:-3] == torch.tensor((-2.0, 1.0)).view(2, 1, 1)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("weights", [None, "stif-s", "stif-i"])
+def test_a_still_pair_stays_still(weights):
+    torch.manual_seed(1)
+    head = VelocityHead() if weights is None else load_model(bundled_weights(weights)).encoder.velocity_head
     frames = moved((0, 0))
-    assert velocity_of(VelocityHead(), frames).abs().max() < 1e-4
+    assert torch.equal(velocity_of(head, frames), torch.zeros(1, 2, 64, 64))
     flat = torch.full_like(frames, 0.3)
-    assert velocity_of(VelocityHead(), flat).abs().max() < 1e-4
+    assert velocity_of(head, flat).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("stride", STRIDES)

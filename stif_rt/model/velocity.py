@@ -1,9 +1,10 @@
 """The velocity head: finds one velocity field for a pair of frames, coarse to fine.
 
 v is the displacement from the first frame to the second, on the grid of the middle: a point that is at X midway is at
-X + (t - 1/2) v(X) at time t. Each level of a pyramid improves the estimate of the level above in two ways: Gauss-Newton
-steps on normalised match maps (the method of Lucas and Kanade), which work untrained, and a small network, which
-learns where those fail. Standard operations only: no deformable convolution, nothing that ONNX does not have.
+X + (t - 1/2) v(X) at time t. The coarsest level of a pyramid tries whole cells, since Gauss-Newton finds what is near
+only. Each level then improves the estimate of the level above in two ways: Gauss-Newton steps on normalised match maps
+(the method of Lucas and Kanade), which work untrained, and a small network, which learns where those fail. Standard
+operations only: no deformable convolution, nothing that ONNX does not have.
 """
 
 import itertools
@@ -22,6 +23,10 @@ OFFERED = 2 * 9 + 1
 """Velocities of which a network mixes its own: 3x3 neighbours one and three cells apart, and the one before."""
 PREFERENCE = tuple(3.0 if n in (4, 13) else 0.0 for n in range(OFFERED))
 """Untrained, it takes the cell itself, which is among both sets of neighbours."""
+REACH = 3
+"""Cells of the coarsest level that the search goes along each axis."""
+FARTHER = 0.03
+"""By how much a velocity of the search must match better than another for each cell that it is longer."""
 LARGEST_STEP = 1.5
 """Cells by which one Gauss-Newton step moves at most."""
 NEIGHBOURHOOD = 17
@@ -30,6 +35,8 @@ SMALLEST_VARIANCE = 1e-4
 """Variance below which a match map holds noise, so that it is normalised by this instead."""
 LARGEST_DIFFERENCE = 3.0
 """Largest difference of normalised match maps that counts; more is no more evidence."""
+VISIBLE = 0.2
+"""Difference at rest below which less and less moves: where both frames agree, nothing does."""
 GAIN = 1.9
 """Variance that a convolution's output starts with, for inputs of 1."""
 
@@ -80,7 +87,7 @@ class VelocityHead(nn.Module):
         for finer, coarser in itertools.pairwise(level.width for level in PYRAMID):
             levels.append(nn.Sequential(_conv(finer, coarser, 4, 2), nn.PReLU(coarser), Block(coarser)))
         self.pyramid = nn.ModuleList(levels)
-        self.decision, self.preference = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-0.5))
+        self.decision, self.preference = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(1.0))
         self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
 
     def finest(self, frames: Tensor) -> Tensor:
@@ -100,31 +107,29 @@ class VelocityHead(nn.Module):
         return finest, tuple(matches)
 
     def forward(self, first: Matches, second: Matches) -> Velocities:
-        coarsest, pair = first[-1], first[-1]
-        v, context = (
-            torch.zeros_like(coarsest[:, :2]),
-            coarsest.new_zeros(coarsest.shape[0], CONTEXT, *coarsest.shape[-2:]),
-        )
+        v = pair = first[-1]
+        context = pair.new_zeros(pair.shape[0], CONTEXT, *pair.shape[-2:])
         levels = []
         for number in reversed(range(LEVELS)):
-            if number < LEVELS - 1:
-                v, context = resize(2 * v, 2), resize(context, 2)
             pair = normalise(torch.stack((first[number], second[number])))
+            if number == LEVELS - 1:
+                v = search(pair[:, :, : 3 + PYRAMID[number].match])
+            else:
+                v, context = resize(2 * v, 2), resize(context, 2)
             before, v, context = self.steps[number](pair, v, context)
             levels += [before * (HEAD_STRIDE << number), v * (HEAD_STRIDE << number)]
-        levels[-1] = levels[-1] * self._motion_share(pair[:, :, : 3 + PYRAMID[0].match], v)
+        levels[-1] = levels[-1] * self._motion_share(pair[:, :, :3], v)
         return Velocities(levels[-1], tuple(levels))
 
-    def _motion_share(self, pair: Tensor, v: Tensor) -> Tensor:
+    def _motion_share(self, colours: Tensor, v: Tensor) -> Tensor:
         """How much the velocity explains better than rest would, from 0 to 1, [B, 1, h, w].
 
-        What stands still beside something fast is drawn along otherwise: Gauss-Newton sees a neighbourhood.
+        What stands still beside something fast is drawn along otherwise: Gauss-Newton sees a neighbourhood. colours:
+        normalised, of both frames, [2, B, 3, h, w].
         """
-        moved, still = (
-            _smooth((a - b).abs().mean(1, keepdim=True).clamp(max=LARGEST_DIFFERENCE))
-            for a, b in (_warp_both(pair, v), pair.unbind())
-        )
-        return torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
+        moved, still = _difference(*_warp_both(colours, v)), _difference(*colours.unbind())
+        share = torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
+        return share * (still / VISIBLE).clamp(max=1)
 
 
 class Block(nn.Module):
@@ -194,6 +199,23 @@ class Step(nn.Module):
         return v, step, matrix
 
 
+def search(pair: Tensor) -> Tensor:
+    """The velocity of whole cells, up to REACH along each axis, by which both frames' maps differ least around a cell.
+
+    pair: [2, B, C, h, w]. Returns [B, 2, h, w], x first, in cells. No gradient passes.
+    """
+    _, B, C, h, w = pair.shape
+    cells = range(-REACH, REACH + 1)
+    nearest_first = sorted(itertools.product(cells, cells), key=lambda cell: math.hypot(*cell))
+    velocities = pair.new_tensor(nearest_first)  # [N, 2]
+    N = len(velocities)
+    moved = velocities.repeat_interleave(B, 0)[:, :, None, None].expand(-1, -1, h, w)
+    first, second = _warp_both(pair[:, None].expand(-1, N, -1, -1, -1, -1).reshape(2, N * B, C, h, w), moved)
+    difference = _difference(first, second).view(N, B, h, w)
+    nearest = (difference + FARTHER * velocities.norm(dim=1).view(-1, 1, 1, 1)).argmin(0)
+    return velocities[nearest].movedim(-1, 1)
+
+
 def warp(maps: Tensor, flow: Tensor) -> Tensor:
     """Bilinear reads at every cell moved by a flow; the border is repeated.
 
@@ -227,6 +249,12 @@ def _around(x: Tensor) -> Tensor:
 def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Both frames' maps [2, B, C, h, w] as they are midway."""
     return warp(pair[0], -v / 2), warp(pair[1], v / 2)
+
+
+def _difference(first: Tensor, second: Tensor) -> Tensor:
+    """How much normalised match maps [B, C, h, w] differ around each cell, [B, 1, h, w]."""
+    difference = (first - second).abs().mean(1, keepdim=True).clamp(max=LARGEST_DIFFERENCE)
+    return _smooth(_smooth(_smooth(difference)))
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
