@@ -7,6 +7,7 @@ pixels whose activations never leave the cache.
 import ctypes
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.geometry import Axis, Box, Geometry, cell_count
@@ -14,7 +15,7 @@ from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
 from stif_rt.ops import native
-from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, first_layer_inputs, read_maps, require_contiguous
 from stif_rt.ops.implicit.reference import project
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
@@ -77,7 +78,17 @@ class CpuKernels:
         self._decoder = _PackedSiren(weights.decoder, library, isa, pixelwise=True)
 
     def project(self, features: Features, frames: Tensor) -> Projections:
-        return project(self.weights, features, frames, self.dtype)
+        if self.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return project(self.weights, features, frames, self.dtype)
+        # products of bfloat16 that accumulate in float32: what the reference computes, in a fifth of its time
+        inputs = first_layer_inputs(features, frames, self.weights.config.feature_stride, self.dtype)
+
+        def apply(network: FoldedSiren | None) -> tuple[Tensor, ...]:
+            columns = () if network is None else network.projections
+            return tuple(F.linear(inputs, weight.to(self.dtype)) for weight in columns)
+
+        sif, tif, decoder = map(apply, (self.weights.sif, self.weights.tif, self.weights.decoder))
+        return Projections(sif, tif, decoder, *read_maps(features, frames))
 
     def implicit(
         self, projections: Projections, view: View, feature: Tensor | None = None

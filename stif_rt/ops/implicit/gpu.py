@@ -10,8 +10,7 @@ from torch import Tensor
 from stif_rt.geometry import Box
 from stif_rt.model.config import CHANNELS, WIDTHS, Config
 from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import at_cells
-from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, first_layer_inputs, read_maps, require_contiguous
 from stif_rt.ops.implicit.weights import FoldedWeights
 
 OLDEST = (7, 5)
@@ -64,13 +63,10 @@ class GpuKernels(ABC):
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         B, _, _, h, w = features.maps.shape
-        shrunk = at_cells(frames, self.config.feature_stride)
-        pixels = torch.cat((features.maps.flatten(1, 2), shrunk.flatten(1, 2)), 1).movedim(1, -1).to(self.dtype)
-        maps = pixels.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
+        inputs = first_layer_inputs(features, frames, self.config.feature_stride, self.dtype)
+        maps = inputs.reshape(1, B * h * w, -1).expand(len(self.projections), -1, -1) @ self.projections
         sif, tif, decoder = maps.view(-1, B, h, w, CHANNELS).split(self.counts)
-        images = frames.movedim(2, -1).float().contiguous()
-        velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
-        return Projections(tuple(sif), tuple(tif), tuple(decoder), images, velocity)
+        return Projections(tuple(sif), tuple(tif), tuple(decoder), *read_maps(features, frames))
 
     def implicit(
         self, projections: Projections, view: View, feature: Tensor | None = None

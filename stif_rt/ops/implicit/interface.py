@@ -10,6 +10,7 @@ from torch import Tensor
 from stif_rt.geometry import Box, Geometry
 from stif_rt.model.config import WIDTHS, Config
 from stif_rt.model.encoder import Features
+from stif_rt.model.implicit_functions import at_cells
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,22 @@ class Kernels(Protocol):
         ``torch.uint8`` [B, T, height, width, 3], clamped, times 255, rounded.
         """
         ...
+
+
+def first_layer_inputs(features: Features, frames: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
+    """What the first layers see at each cell of the maps: their three times 64 channels and both colours.
+
+    features, frames: as for ``Kernels.project``. Returns [B, h, w, 198] in ``dtype``, as a copy in that order if the
+    maps are channels last.
+    """
+    shrunk = at_cells(frames, stride).flatten(1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+    return torch.cat((features.maps.flatten(1, 2).to(dtype), shrunk), 1).movedim(1, -1)
+
+
+def read_maps(features: Features, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Frames [B, 2, h, w, 3] and velocity [B, h, w, 2] (None where there is none), float32, as passes read them."""
+    velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
+    return frames.movedim(2, -1).float().contiguous(), velocity
 
 
 def require_contiguous(projections: Projections, *tensors: Tensor | None) -> None:

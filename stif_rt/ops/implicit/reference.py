@@ -23,9 +23,9 @@ from torch import Tensor
 from stif_rt.geometry import Box, Geometry, in_output_pixels, to_pixels, warp_coordinates
 from stif_rt.model.config import CHANNELS, Config
 from stif_rt.model.encoder import Features
-from stif_rt.model.implicit_functions import ImplicitFunctions, at_cells, first_frame_weight
+from stif_rt.model.implicit_functions import ImplicitFunctions, first_frame_weight
 from stif_rt.ops.implicit import training
-from stif_rt.ops.implicit.interface import Projections, View, require_contiguous
+from stif_rt.ops.implicit.interface import Projections, View, first_layer_inputs, read_maps, require_contiguous
 from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
 
 CHUNK_PIXELS = 1 << 12
@@ -193,16 +193,14 @@ class ReferenceKernels:
 
 def project(weights: FoldedWeights, features: Features, frames: Tensor, dtype: torch.dtype) -> Projections:
     """The first layers' shared columns at the maps' size. See ``Kernels.project``."""
-    shrunk = at_cells(frames, weights.config.feature_stride)
-    maps = torch.cat((features.maps.flatten(1, 2), shrunk.flatten(1, 2)), 1).movedim(1, -1).float()
+    rounded = torch.float32 if _trains_in_bfloat16(dtype) else dtype
+    inputs = first_layer_inputs(features, frames, weights.config.feature_stride, rounded).float()
 
     def apply(network: FoldedSiren | None) -> tuple[Tensor, ...]:
         columns = () if network is None else network.projections
-        return tuple(linear(maps, weight, None, dtype).to(dtype) for weight in columns)
+        return tuple(linear(inputs, weight, None, dtype).to(dtype) for weight in columns)
 
-    images = frames.movedim(2, -1).float().contiguous()
-    velocity = None if features.velocity is None else features.velocity.movedim(1, -1).float().contiguous()
-    return Projections(apply(weights.sif), apply(weights.tif), apply(weights.decoder), images, velocity)
+    return Projections(apply(weights.sif), apply(weights.tif), apply(weights.decoder), *read_maps(features, frames))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
