@@ -162,11 +162,12 @@ def _velocity(side: int, largest: float, shared: Tensor, rng: np.random.Generato
 
 
 def _matte(side: int, rng: np.random.Generator) -> Tensor:
-    """A random blob of a quarter to a half of the side, its outline wavy and from one to a few pixels soft."""
+    """A random blob of a tenth to a half of the side, small ones as common as large, its outline one to a few pixels
+    soft."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     cy, cx = rng.uniform(0, side, 2)
     angle, distance = np.arctan2(y - cy, x - cx), np.hypot(y - cy, x - cx)
-    radius = side * rng.uniform(0.12, 0.3) * np.ones_like(x)
+    radius = side * np.exp(rng.uniform(np.log(0.05), np.log(0.3))) * np.ones_like(x)
     for n in range(1, 7):
         radius *= 1 + rng.uniform(-0.25, 0.25) / n**0.5 * np.sin(n * angle + rng.uniform(0, 2 * np.pi))
     softness = np.exp(rng.uniform(0, np.log(4)))

@@ -1,10 +1,10 @@
 """The velocity head: finds one velocity field for a pair of frames, coarse to fine.
 
 v is the displacement from the first frame to the second, on the grid of the middle: a point that is at X midway is at
-X + (t - 1/2) v(X) at time t. The coarsest level of a pyramid tries whole cells, since Gauss-Newton finds what is near
-only. Each level then improves the estimate of the level above in two ways: Gauss-Newton steps on normalised match maps
-(the method of Lucas and Kanade), which work untrained, and a small network, which learns where those fail. Standard
-operations only: no deformable convolution, nothing that ONNX does not have.
+X + (t - 1/2) v(X) at time t. Each level of a pyramid improves the estimate of the level above. The coarse ones first
+try whole cells around it: what is small and fast is lost above, and the rest finds what is near only. Then come
+Gauss-Newton steps on normalised match maps (the method of Lucas and Kanade), which work untrained, and a small network,
+which learns where those fail. Standard operations only: no deformable convolution, nothing that ONNX does not have.
 """
 
 import itertools
@@ -23,10 +23,12 @@ OFFERED = 2 * 9 + 1
 """Velocities of which a network mixes its own: 3x3 neighbours one and three cells apart, and the one before."""
 PREFERENCE = tuple(3.0 if n in (4, 13) else 0.0 for n in range(OFFERED))
 """Untrained, it takes the cell itself, which is among both sets of neighbours."""
+SEARCHED = 2
+"""The finest level that tries whole cells."""
 REACH = 3
-"""Cells of the coarsest level that the search goes along each axis."""
+"""Cells that a search goes along each axis."""
 FARTHER = 0.03
-"""By how much a velocity of the search must match better than another for each cell that it is longer."""
+"""By how much a velocity of a search must match better than another for each cell that it is farther from the start."""
 LARGEST_STEP = 1.5
 """Cells by which one Gauss-Newton step moves at most."""
 NEIGHBOURHOOD = 17
@@ -113,9 +115,11 @@ class VelocityHead(nn.Module):
         for number in reversed(range(LEVELS)):
             pair = normalise(torch.stack((first[number], second[number])))
             if number == LEVELS - 1:
-                v = search(pair[:, :, : 3 + PYRAMID[number].match])
+                v = context.new_zeros(pair.shape[1], 2, *pair.shape[-2:])
             else:
                 v, context = resize(2 * v, 2), resize(context, 2)
+            if number >= SEARCHED:
+                v = search(pair[:, :, : 3 + PYRAMID[number].match], v)
             before, v, context = self.steps[number](pair, v, context)
             levels += [before * (HEAD_STRIDE << number), v * (HEAD_STRIDE << number)]
         levels[-1] = levels[-1] * self._motion_share(pair[:, :, :3], v)
@@ -199,21 +203,29 @@ class Step(nn.Module):
         return v, step, matrix
 
 
-def search(pair: Tensor) -> Tensor:
-    """The velocity of whole cells, up to REACH along each axis, by which both frames' maps differ least around a cell.
+def search(pair: Tensor, start: Tensor) -> Tensor:
+    """The velocity, start and up to REACH whole cells along each axis, by which both frames' maps differ least around a
+    cell.
 
-    pair: [2, B, C, h, w]. Returns [B, 2, h, w], x first, in cells. No gradient passes.
+    pair: [2, B, C, h, w]. start: [B, 2, h, w], x first, in cells. Returns the same shape. No gradient passes.
     """
-    _, B, C, h, w = pair.shape
+    h, w = start.shape[-2:]
+    margin = (REACH + 1) // 2
+    padded = [F.pad(maps, (margin,) * 4, mode="replicate") for maps in _warp_both(pair, start)]
+    # of each frame, [y odd][x odd]: what lies on the cells, and half a cell farther, as a bilinear read sees it
+    halves = [[[F.avg_pool2d(maps, (1 + y, 1 + x), 1) for x in (0, 1)] for y in (0, 1)] for maps in padded]
+
+    def moved(frame: int, x: int, y: int) -> Tensor:
+        """Read at every cell and (x, y) half cells away."""
+        left, top = margin + x // 2, margin + y // 2
+        return halves[frame][y % 2][x % 2][..., top : top + h, left : left + w]
+
     cells = range(-REACH, REACH + 1)
     nearest_first = sorted(itertools.product(cells, cells), key=lambda cell: math.hypot(*cell))
-    velocities = pair.new_tensor(nearest_first)  # [N, 2]
-    N = len(velocities)
-    moved = velocities.repeat_interleave(B, 0)[:, :, None, None].expand(-1, -1, h, w)
-    first, second = _warp_both(pair[:, None].expand(-1, N, -1, -1, -1, -1).reshape(2, N * B, C, h, w), moved)
-    difference = _difference(first, second).view(N, B, h, w)
-    nearest = (difference + FARTHER * velocities.norm(dim=1).view(-1, 1, 1, 1)).argmin(0)
-    return velocities[nearest].movedim(-1, 1)
+    difference = torch.stack([(moved(0, -x, -y) - moved(1, x, y)).abs().mean(1) for x, y in nearest_first])
+    velocities = start.new_tensor(nearest_first)  # [N, 2]
+    difference = _around_cells(difference) + FARTHER * velocities.norm(dim=1).view(-1, 1, 1, 1)
+    return start + velocities[difference.argmin(0)].movedim(-1, 1)
 
 
 def warp(maps: Tensor, flow: Tensor) -> Tensor:
@@ -253,8 +265,11 @@ def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:
     """How much normalised match maps [B, C, h, w] differ around each cell, [B, 1, h, w]."""
-    difference = (first - second).abs().mean(1, keepdim=True).clamp(max=LARGEST_DIFFERENCE)
-    return _smooth(_smooth(_smooth(difference)))
+    return _around_cells((first - second).abs().mean(1, keepdim=True))
+
+
+def _around_cells(difference: Tensor) -> Tensor:
+    return _smooth(_smooth(_smooth(difference.clamp(max=LARGEST_DIFFERENCE))))
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,11 +196,11 @@ class Batches(Dataset[Batch]):
         return clip.frames[first : first + length, y : y + side, x : x + side]
 
     def _in_motion(self, rng: np.random.Generator, cut: "_Cut") -> tuple[Tensor, ...]:
-        """Times are those of a window of the greatest length. Half of the scenes are one picture without cut-outs."""
+        """Times are those of a window of the greatest length. Two fifths are one picture without cut-outs."""
         recipe, side = self.recipe, cut.side
         length = recipe.window
         times = (self._targets(rng, length) / (length - 1)).tolist()
-        layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))]
+        layers = [self._picture(rng) for _ in range(rng.choice((1, 2, 3, 4), p=(0.4, 0.25, 0.2, 0.15)))]
         largest = recipe.largest_motion * cut.truth / cut.patch
         images, flow, visible = render_motion(layers, times, side, largest, rng)
         return self._finish(rng, images, torch.tensor(times), flow, visible, cut)
