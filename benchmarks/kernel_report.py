@@ -64,7 +64,8 @@ def work(kernel: str, config: Config) -> tuple[int, int]:
 class Gpu:
     """Published rates. clock: GHz, boost. tensor: dense TFLOP/s of 16-bit operands summed up in float32.
 
-    fp32: lanes per multiprocessor. memory: GB/s. load_store: bytes per clock of a multiprocessor's load/store units.
+    fp32: lanes per multiprocessor. memory, bus: GB/s, of the GPU's memory and of its link to the host, one way.
+    load_store: bytes per clock of a multiprocessor's load/store units.
     """
 
     name: str
@@ -74,17 +75,18 @@ class Gpu:
     tensor: float
     fp32: int
     memory: float
+    bus: float
     load_store: int = 128
 
 
 GPUS = (
-    Gpu("T4", 75, 40, 1.59, 65, 64, 320, load_store=64),
-    Gpu("A100", 80, 108, 1.41, 312, 64, 1555),
-    Gpu("RTX 3090", 86, 82, 1.695, 71, 128, 936),
-    Gpu("RTX 4090", 89, 128, 2.52, 165, 128, 1008),
-    Gpu("H100", 90, 132, 1.83, 989, 128, 3350),
-    Gpu("RTX 5090", 120, 170, 2.41, 209, 128, 1792),
-    Gpu("B200", 100, 148, 1.85, 2250, 128, 8000),
+    Gpu("T4", 75, 40, 1.59, 65, 64, 320, 13, load_store=64),
+    Gpu("A100", 80, 108, 1.41, 312, 64, 1555, 25),
+    Gpu("RTX 3090", 86, 82, 1.695, 71, 128, 936, 25),
+    Gpu("RTX 4090", 89, 128, 2.52, 165, 128, 1008, 25),
+    Gpu("H100", 90, 132, 1.83, 989, 128, 3350, 50),
+    Gpu("RTX 5090", 120, 170, 2.41, 209, 128, 1792, 50),
+    Gpu("B200", 100, 148, 1.85, 2250, 128, 8000, 50),
 )
 
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
