@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from stif_rt.video.rates import output_rates, parse_time
+from stif_rt.video.rates import check_rate, output_rates, parse_time
 
 FILM = Fraction(24000, 1001)
 
@@ -43,6 +43,16 @@ def test_rates(given, sampling, playing):
 def test_rates_that_cannot_be(given, message):
     with pytest.raises(ValueError, match=message):
         output_rates(FILM, **given)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+def test_matroska_holds_a_frame_for_each_millisecond(suffix):
+    check_rate(Fraction(1000), suffix)
+    check_rate(Fraction(1001), ".mp4")
+    with pytest.raises(
+        ValueError, match=f"{suffix} holds at most 1000 frames per second, and the output would have 1200"
+    ):
+        check_rate(Fraction(1200), suffix)
 
 
 @pytest.mark.parametrize(

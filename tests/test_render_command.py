@@ -49,6 +49,13 @@ def names(folder):
     return {path.name for path in folder.iterdir()} - {"in.mp4", "images", "w.safetensors"}
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+def test_rates_that_the_container_cannot_hold_are_refused_before_anything_is_rendered(run, folder, suffix):
+    _, err = run("in.mp4", f"out{suffix}", "-s", 1, "-r", 1200, status=1)
+    assert "holds at most 1000 frames per second" in err
+    assert not names(folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "frames", "rate", "size"),
     [

@@ -20,7 +20,7 @@ from stif_rt.video.layout import Layout, make_layout
 from stif_rt.video.notices import Notices
 from stif_rt.video.options import RenderOptions
 from stif_rt.video.plan import MAX_GAP, Pair, plan, without_duplicates
-from stif_rt.video.rates import Rates, output_rates, parse_number, parse_time
+from stif_rt.video.rates import Rates, check_rate, output_rates, parse_number, parse_time
 from stif_rt.video.reader import Frame, Reader, open_reader
 from stif_rt.video.writer import check_target, is_video
 from stif_rt.video.y4m import PIPE, PipeReader
@@ -114,6 +114,8 @@ def make_job(input: Path, output: Path, options: RenderOptions, overwrite: bool 
     reader = _open(input, options)
     encoding = choose(output, options, reader)
     rates = output_rates(reader.rate, options.time_scale, options.fps, options.slow_motion)
+    if kind == "video":
+        check_rate(rates.playing, output.suffix.lower())
     layout = make_layout(
         (reader.height, reader.width),
         options.scale,

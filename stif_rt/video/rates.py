@@ -7,6 +7,8 @@ Number = int | float | str | Fraction
 """A rate, a factor or a time: 60, 23.976, "24000/1001"."""
 
 LARGEST_RATE = 2**20
+MATROSKA_RATE = 1000
+"""Times in Matroska are whole milliseconds, so that frames that follow each other faster have the same one."""
 
 
 class Rates(NamedTuple):
@@ -88,6 +90,15 @@ def output_rates(
     if not 0 < playing < LARGEST_RATE or not 0 < sampling < LARGEST_RATE:
         raise ValueError(f"the output would have {float(max(playing, sampling)):g} frames per second")
     return Rates(sampling, playing)
+
+
+def check_rate(rate: Fraction, suffix: str) -> None:
+    """Raises ValueError for a rate that a video file of this kind cannot hold."""
+    if suffix in (".mkv", ".webm") and rate > MATROSKA_RATE:
+        raise ValueError(
+            f"{suffix} holds at most {MATROSKA_RATE} frames per second, and the output would have {float(rate):g}: "
+            f"write .mp4 or .mov, or give --fps {MATROSKA_RATE}"
+        )
 
 
 def _storable(rate: Fraction) -> Fraction:
