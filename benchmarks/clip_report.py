@@ -1,10 +1,10 @@
 """What a whole clip costs on each generation of GPUs, modelled: no GPU is needed.
 
-``python -m benchmarks.clip_report`` adds up, for one pair of a clip and the frames that it gives, what is sent to the GPU,
-the encoder, the two passes for all frames in one call, and what comes back. Of the encoder, every operation that PyTorch
-launches is counted on tensors without data: its floating-point operations, its bytes, and the time that the host needs to
-launch it, of which the largest counts. The passes are those of ``benchmarks.kernel_report``. ``python -m benchmarks.gpu``
-measures the same on a GPU.
+``python -m benchmarks.clip_report`` adds up, for one pair of a clip and the frames that it gives, what is sent to the
+GPU, the encoder, the two passes for all frames in one call, and what comes back. Of the encoder, every operation that
+PyTorch launches is counted on tensors without data: its floating-point operations, its bytes, and the time that the
+host needs to launch it, of which the largest counts. The passes are those of ``benchmarks.kernel_report``.
+``python -m benchmarks.gpu`` measures the same on a GPU.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Times of the GPU kernels on the GPU at hand, beside PyTorch and the roofline of ``benchmarks.kernel_report``.
 
 ``python -m benchmarks.gpu`` first checks each kernel against the reference, then times a pair's projections and both
-passes of a 720p frame from 320x180, the encoder, the deformable convolution, and a whole frame with and without a CUDA
-graph. It writes ``benchmarks/results/GPU-NAME.json``.
+passes of a 720p frame from 320x180, the encoder, the deformable convolution, a whole frame with and without a CUDA
+graph, and a pair of a clip with eight frames, from bytes to bytes. It writes ``benchmarks/results/GPU-NAME.json``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import kernel_report
+from benchmarks.clip_report import FRAMES, INPUTS, OUTPUTS
 from stif_rt.dtypes import DTYPES, parse_dtype
 from stif_rt.engines import make_engine
 from stif_rt.geometry import make_geometry
@@ -34,7 +35,6 @@ from stif_rt.runtime import Runtime
 from stif_rt.runtime.encoding import pad
 from stif_rt.timing import time_steps
 
-INPUTS, OUTPUTS = (180, 320), (720, 1280)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -94,6 +94,19 @@ def frame(model: STIF, dtype: str) -> dict[str, float]:
     return timings
 
 
+def clip(model: STIF, dtype: str) -> dict[str, float]:
+    """A pair of a clip and its frames, as ``benchmarks.clip_report`` models it: the first frame is known from before."""
+    runtime = Runtime.from_model(model, device="cuda", dtype=dtype)
+    frames = [torch.randint(0, 256, (3, *INPUTS), dtype=torch.uint8) for _ in range(2)]
+    times = [n / FRAMES for n in range(FRAMES)]
+
+    def pair() -> None:
+        frames.reverse()  # what the pair before ended with
+        runtime.encode(*frames).render(times, size=OUTPUTS, output="uint8").cpu()
+
+    return {f"pair with {FRAMES} frames": milliseconds(pair)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(CONFIGS), default="stif-s")
@@ -119,7 +132,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = STIF(config).eval()
         row: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
-        row |= encoder(model, parse_dtype(name), device) | frame(model, name)
+        row |= encoder(model, parse_dtype(name), device) | frame(model, name) | clip(model, name)
         if gpu is not None:
             network = options.model if options.model in kernel_report.NETWORKS else "stif"
             reports = [
