@@ -95,7 +95,7 @@ def frame(model: STIF, dtype: str) -> dict[str, float]:
 
 
 def clip(model: STIF, dtype: str) -> dict[str, float]:
-    """A pair of a clip and its frames, as ``benchmarks.clip_report`` models it: the first frame is known from before."""
+    """A pair of a clip and its frames, as ``benchmarks.clip_report`` models it: the first is known from before."""
     runtime = Runtime.from_model(model, device="cuda", dtype=dtype)
     frames = [torch.randint(0, 256, (3, *INPUTS), dtype=torch.uint8) for _ in range(2)]
     times = [n / FRAMES for n in range(FRAMES)]
