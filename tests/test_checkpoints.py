@@ -4,6 +4,7 @@ import pickle
 import random
 import re
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from helpers.models import TINY, fill_model
 from safetensors.torch import save_file
 
 from stif_rt import Runtime
-from stif_rt.model.checkpoints import infer_config, load_model, save_model
-from stif_rt.model.config import Config
+from stif_rt.model.checkpoints import infer_config, load_model, save_model, without_values
+from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.stif import STIF
+from stif_rt.runtime import bundled_weights
 
 
 def assert_same(a: STIF, b: STIF) -> None:
@@ -102,6 +104,32 @@ def test_half_precision_weights_become_float32(tiny_model, tmp_path):
 def test_configuration_is_inferred(variant, encoder):
     config = Config(**{**VARIANTS[variant].to_dict(), **encoder})
     assert infer_config(STIF(config).state_dict()) == config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_leaves_no_trace_is_that_of_the_named_configuration(name):
+    with without_values():
+        expected = STIF(CONFIGS[name]).state_dict()
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in expected.items()}
+    assert infer_config(state) == CONFIGS["stif" if name == "stif-fixed" else name]
+
+
+@pytest.mark.parametrize("name", ["stif-s", "stif-i"])
+def test_bundled_weights_without_their_configuration(tmp_path, name):
+    bundled = load_model(bundled_weights(name))
+    torch.save({"params_ema": bundled.state_dict()}, tmp_path / "w.pth")
+    loaded = load_model(tmp_path / "w.pth")
+    assert loaded.config == bundled.config
+    assert_same(loaded, bundled)
+
+
+def test_networks_that_follow_motion_need_their_configuration_if_they_have_no_name(tmp_path):
+    model = STIF(replace(CONFIGS["stif-i"], back_blocks=1))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: .*velocity head.*\"config\""):
+        load_model(tmp_path / "w.pth")
+    torch.save({"params": model.state_dict(), "config": model.config.to_dict()}, tmp_path / "w.pth")
+    assert load_model(tmp_path / "w.pth").config == model.config
 
 
 def test_loaded_model_can_train(tiny_model, tmp_path):

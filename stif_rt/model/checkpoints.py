@@ -3,6 +3,7 @@
 Loading never runs code from a file; ``weight_files`` reads them.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from stif_rt.dtypes import dtype_name
 from stif_rt.errors import BadFileError
 from stif_rt.files import whole_file
-from stif_rt.model.config import Config
+from stif_rt.model.config import CONFIGS, Config
 from stif_rt.model.implicit_functions import FEATURES, IMAGES
 from stif_rt.model.stif import STIF
 from stif_rt.model.weight_files import read_pickle, read_safetensors
@@ -136,13 +137,26 @@ def _stored_config(path: Path, content: object) -> Config | None:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:
-    """The configuration that parameters of a published checkpoint belong to.
+    """The configuration that parameters belong to which come without one.
 
-    Grid, residual and fixed time leave no trace in the parameters and are taken to be the paper's.
+    Some of its fields leave no trace in the parameters, such as grid, residual and fixed time. They are those of the
+    configuration in ``CONFIGS`` that has exactly these parameters; where there is none, those of the paper.
+
+    Raises:
+        ValueError: They are no network's, or those of a network that follows motion and is not in ``CONFIGS``.
     """
     first = state.get("encode_imnet.net.0.linear.weight")
     if first is None or _unusable_kind(first, torch.empty(0)) or first.ndim != 2:
         raise ValueError("not a STIF checkpoint: it has no matrix 'encode_imnet.net.0.linear.weight'")
+    for name, config in CONFIGS.items():
+        if _has_parameters(state, _parameters(name)):
+            return config
+    if any(name.startswith("velocity_head.") for name in state):
+        names = ", ".join(name for name, config in CONFIGS.items() if config.motion)
+        raise ValueError(
+            f"it has a velocity head, and is not exactly {names}; such a network needs its configuration in the file: "
+            'write it with stif_rt.model.checkpoints.save_model, or put config.to_dict() under "config"'
+        )
 
     def blocks(name: str) -> int:
         matches = (re.match(rf"{name}\.(\d+)\.", key) for key in state)
@@ -157,6 +171,19 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
         flow="flow_imnet.net.0.linear.weight" in state,
         aggregation=first.shape[1] > 2 * (FEATURES + IMAGES),
         single_function="feat_imnet.net.0.linear.weight" not in state,
+    )
+
+
+@functools.cache
+def _parameters(name: str) -> dict[str, Tensor]:
+    """The parameters of a configuration in ``CONFIGS``, without values."""
+    with without_values():
+        return STIF(CONFIGS[name]).state_dict()
+
+
+def _has_parameters(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return state.keys() == expected.keys() and all(
+        not _unusable_kind(state[name], value) and state[name].shape == value.shape for name, value in expected.items()
     )
 
 
