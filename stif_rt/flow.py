@@ -30,7 +30,7 @@ def flow_to_image(flow: Tensor, largest: float | None = None) -> Tensor:
         lengths = length.flatten()
         largest = max(float(lengths.kthvalue(math.ceil(0.99 * len(lengths))).values), 1e-6)
     sector = 3 * torch.atan2(y, x) / math.pi  # -3 to 3, a sixth of the colour wheel each
-    shift = torch.tensor((0.0, 4.0, 2.0), device=flow.device)
+    shift = sector.new_tensor((0.0, 4.0, 2.0))
     hue = (((sector[..., None] + shift) % 6 - 3).abs() - 1).clamp(0, 1)
     colours = 1 - (length / largest).clamp(0, 1)[..., None] * (1 - hue)
     return (colours * 255).round().byte()

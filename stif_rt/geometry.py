@@ -180,7 +180,7 @@ def warp_coordinates(flow: Tensor, axis: Axis, first: int, dim: int) -> Tensor:
     shape = [1] * flow.ndim
     shape[dim] = flow.shape[dim]
     pixel = torch.arange(first, first + flow.shape[dim], device=flow.device, dtype=torch.float32).view(shape)
-    limit = torch.tensor(LIMIT, device=flow.device)
+    limit = flow.new_tensor(LIMIT)
     return torch.fmin(torch.fmax(axis.origin + axis.step * (pixel + flow), -limit), limit)
 
 

@@ -134,6 +134,8 @@ REFUSED = {
     "path": (lambda: "frame.png", TypeError, "a str"),
     "infinite": (lambda: np.full((3, 4, 5), np.inf, ">f8"), ValueError, "not finite"),
     "beyond float32": (lambda: np.full((3, 4, 5), 1e300), ValueError, "not finite|values from"),
+    "beyond float64": (lambda: np.full((3, 4, 5), np.longdouble("1e400")), ValueError, "not finite|values from"),
+    "masked": (lambda: np.ma.masked_array(RGB, mask=RGB > 99), TypeError, r"frame0\.filled\(0\)"),
     "five axes": (lambda: np.zeros((1, 1, 4, 5, 3), np.uint8), ValueError, "shape"),
 }
 
@@ -149,7 +151,8 @@ def test_quantised_frames_are_refused(runtime):
 def test_other_frames_are_refused_in_one_line(runtime, kind):
     make, error, message = REFUSED[kind]
     frame = make()
-    with pytest.raises(error, match=message) as caught:
+    with warnings.catch_warnings(), pytest.raises(error, match=message) as caught:
+        warnings.simplefilter("error")
         runtime.encode(frame, frame)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300

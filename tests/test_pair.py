@@ -4,12 +4,16 @@ import copy
 import itertools
 import pickle
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.models import fill_model
 
-from stif_rt import Pair, Runtime
+from stif_rt import Pair, Runtime, flow_to_image
+from stif_rt.model.config import CONFIGS
+from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import triton_backend
 
 BACKENDS = ["reference", "cpu"]
@@ -23,6 +27,13 @@ REQUESTS = [
 
 def make(tiny_model, **options):
     return Runtime.from_model(copy.deepcopy(tiny_model), device="cpu", dtype="float32", **options)
+
+
+@pytest.fixture
+def default_dtype():
+    """Sets PyTorch's default dtype, until the test ends."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
 
 
 def videos(count, length, size=(18, 21)):
@@ -146,6 +157,25 @@ def test_modes_of_the_caller_have_no_effect(tiny_model, frames, backend):
         assert torch.equal(pair.render([0.3, 0.6], scale=2), expected), name
         assert torch.equal(runtime.encode(frames[1], frames[0]).render(0.7, 2), runtime.render(0.7, 2)), name
         assert not inside.is_inference(), name
+
+
+@pytest.mark.parametrize("name", ["stif-i", "stif-s-dcn"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_default_dtype_has_no_effect(frames, name, backend, default_dtype):
+    model = fill_model(STIF(replace(CONFIGS[name], front_blocks=0, back_blocks=0)))
+
+    def results():
+        pair = make(model, kernels=backend, max_memory=1 << 16).encode(*frames)
+        flow = pair.flow(0.4)
+        results = [pair.render([0.3, 0.6], scale=2), flow, flow_to_image(flow)]
+        return results if pair.velocity is None else [*results, pair.velocity]
+
+    expected = results()
+    for dtype in (torch.float64, torch.bfloat16):
+        default_dtype(dtype)
+        for actual, wanted in zip(results(), expected, strict=True):
+            assert actual.dtype == wanted.dtype
+            assert torch.equal(actual, wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -133,7 +133,7 @@ class ImplicitFunctions(nn.Module):
             flow = flow + flow_of(features.velocity, query, times, geometry)
 
         # Warp and decode
-        flows = torch.zeros(B, 4, H, W, device=frames.device) if flow is None else flow
+        flows = torch.zeros(B, 4, H, W, device=frames.device, dtype=torch.float32) if flow is None else flow
         flows = flows.to(torch.promote_types(flows.dtype, torch.float32))
         p0, p1 = (
             torch.stack(

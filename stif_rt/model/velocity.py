@@ -180,7 +180,7 @@ class Step(nn.Module):
         seen = (first[:, self.match :], second[:, self.match :], step, matrix.clamp(-4, 4), residual, v / 4, context)
         context = self.body(torch.cat(seen, 1).to(self.out.weight.dtype))
         correction, weights = self.out(context).float().split((2, OFFERED), 1)
-        weights = weights + torch.tensor(PREFERENCE, device=v.device).view(1, -1, 1, 1)
+        weights = weights + v.new_tensor(PREFERENCE).view(1, -1, 1, 1)
         choice = (_offered(v, start) * weights.softmax(1)[:, :, None]).sum(1)
         return v, choice + correction, context.float()
 

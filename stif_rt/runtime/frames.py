@@ -40,6 +40,8 @@ def check_frame(picture: Picture, name: str) -> Frame:
         if picture.mode not in ("RGB", "L"):
             raise ValueError(f'{name} is a PIL picture of mode {picture.mode!r}; give {name}.convert("RGB")')
         picture = np.asarray(picture)
+    if isinstance(picture, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; give {name}.filled(0), or another value for what is hidden")
     if not isinstance(picture, np.ndarray):
         kinds = "NumPy arrays, PyTorch tensors or PIL pictures"
         raise TypeError(f"{name} is a {type(picture).__name__} ({show(picture)}); frames are {kinds}")
@@ -61,7 +63,10 @@ def _check_array(array: NDArray[Any], name: str) -> Frame:
             )
         x = _from_numpy(array).movedim(-1, -3)
     elif array.dtype.kind == "f":  # half to long double, of either byte order
-        x = _from_numpy(array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(np.float32))
+        if array.dtype.itemsize > 8:
+            with np.errstate(over="ignore"):  # what float64 cannot hold is refused as not finite
+                array = array.astype(np.float64)
+        x = _from_numpy(array)
         x = _check_planes(x, name, array.dtype.name)
     else:
         raise TypeError(_wrong_dtype(name, array.dtype.name))

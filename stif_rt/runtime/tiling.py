@@ -150,7 +150,7 @@ def source_box(tile: Box, flow: Tensor | None, geometry: Geometry) -> Box:
     """
     H, W = geometry.outputs
     if flow is None:
-        flow = torch.zeros((), device=geometry.vertical.nearest_index.device).expand(1, 1, tile.height, tile.width, 4)
+        flow = geometry.vertical.cell_offset.new_zeros(()).expand(1, 1, tile.height, tile.width, 4)
     y = to_pixels(warp_coordinates(flow[..., 1::2], geometry.vertical, tile.top, dim=2), H)
     x = to_pixels(warp_coordinates(flow[..., 0::2], geometry.horizontal, tile.left, dim=3), W)
     top, bottom, left, right = torch.stack((*y.aminmax(), *x.aminmax())).tolist()

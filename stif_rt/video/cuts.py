@@ -58,7 +58,8 @@ def small_luma(image: Image) -> NDArray[np.uint8]:
     """The brightness of an RGB picture, uint8 [height, width, 3], shrunk to at most ``LUMA_SIZE`` a side."""
     height, width = image.shape[:2]
     scale = min(1.0, LUMA_SIZE / max(height, width))
-    luma = torch.from_numpy(image).float() @ torch.tensor([0.2126, 0.7152, 0.0722])
+    rgb = torch.from_numpy(image).float()
+    luma = rgb @ rgb.new_tensor([0.2126, 0.7152, 0.0722])
     small = F.interpolate(luma[None, None], (max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
     return small[0, 0].round().byte().numpy()
 

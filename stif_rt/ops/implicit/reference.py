@@ -141,7 +141,7 @@ class ReferenceKernels:
         network, config = self.weights.decoder, self.weights.config
         times, geometry = view.times, view.geometry
         (h, w), (H, W) = geometry.inputs, geometry.outputs
-        preact = torch.zeros((), device=times.device)
+        preact = times.new_zeros(())
         warped = []
         for k in (0, 1):
             y = warp_coordinates(flow[..., 2 * k + 1], geometry.vertical, view.box.top, dim=2)  # [B, T, height, width]
@@ -160,7 +160,7 @@ class ReferenceKernels:
                 warped.append(read(projections.frames[:, k], to_pixels(y, h), to_pixels(x, w)))
         rgb = self._network(network, preact, times, geometry)
         if not config.residual:
-            return rgb.movedim(-1, 2), torch.zeros((), device=times.device)
+            return rgb.movedim(-1, 2), times.new_zeros(())
         time = times[:, :, None, None, None]
         frame0_weight = 1 - time
         if config.blend:
