@@ -1,3 +1,4 @@
+import os
 import re
 from fractions import Fraction
 
@@ -205,3 +206,13 @@ def test_help(arguments):
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX deletes a folder that is in use")
+def test_a_deleted_current_folder_is_said(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, _, err = call(monkeypatch, capsys, "info")
+    assert status == 1
+    assert err.strip() == "error: the current folder has been deleted; change to another one"

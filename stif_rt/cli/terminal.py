@@ -96,6 +96,7 @@ def run(commands: typer.Typer) -> Any:
 def _explained(commands: typer.Typer) -> Any:
     """Errors of the user's making are said, and end in SystemExit."""
     try:
+        check_current_folder()
         return commands()
     except Exception as error:
         if not _is_of_users_making(error):
@@ -107,6 +108,14 @@ def _explained(commands: typer.Typer) -> Any:
         else:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def check_current_folder() -> None:
+    """Raises FileNotFoundError where the current folder is gone: PyTorch's libraries would end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError("the current folder has been deleted; change to another one") from error
 
 
 def leave(status: Any) -> None:
