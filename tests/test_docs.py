@@ -2,10 +2,14 @@
 pages explain are those of the sources."""
 
 import ast
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import stif_rt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "demo/README.md", ROOT / "stif_rt/weights/README.md"]
@@ -61,3 +65,63 @@ def test_explained_messages_are_those_of_the_sources(messages, message):
     assert any(len(piece) > 5 for piece in pieces)
     pattern = re.compile(".*".join(pieces), re.S)
     assert any(pattern.search(text) for text in messages)
+
+
+def sections(docstring):
+    """The sections of a docstring by name, each with the names that begin its entries."""
+    parts = re.split(r"^(\w+):$", docstring, flags=re.M)
+    texts = zip(parts[1::2], parts[2::2], strict=True)
+    return {
+        name: re.findall(r"\*?[\w.]+", " ".join(re.findall(r"^ {4}(\S[^:]*):", text, re.M))) for name, text in texts
+    }
+
+
+def functions():
+    """The functions of the sources whose docstrings have a section of arguments: their parameters and the docstring."""
+    for folder in ("stif_rt", "export"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and "Args:" in (
+                    ast.get_docstring(node) or ""
+                ):
+                    arguments = node.args
+                    parameters = [*arguments.posonlyargs, *arguments.args, arguments.vararg, *arguments.kwonlyargs]
+                    names = [p.arg for p in (*parameters, arguments.kwarg) if p is not None]
+                    yield pytest.param(names, ast.get_docstring(node), id=f"{path.relative_to(ROOT)}:{node.name}")
+
+
+@pytest.mark.parametrize(("parameters", "docstring"), list(functions()))
+def test_a_section_of_arguments_names_each_parameter(parameters, docstring):
+    named = sections(docstring)["Args"]
+    assert sorted(named) == sorted(name for name in parameters if name not in ("self", "cls") or name in named)
+
+
+PUBLIC = re.findall(
+    r"auto(?:class|function|exception):: (\S+?)(?:\(\))?$", (ROOT / "docs/api.md").read_text(), flags=re.M
+)
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    assert set(stif_rt.__all__) - {"__version__"} <= set(PUBLIC)
+
+
+def public_functions():
+    """The functions and methods on the page of the API."""
+    for name in PUBLIC:
+        module, _, last = (name if "." in name else f"stif_rt.{name}").rpartition(".")
+        item = getattr(importlib.import_module(module), last)
+        members = vars(item) if inspect.isclass(item) else {last: item}
+        for member, function in members.items():
+            function = getattr(function, "__func__", function)
+            if inspect.isfunction(function) and not member.startswith("_"):
+                yield pytest.param(function, id=function.__qualname__)
+
+
+@pytest.mark.parametrize("function", list(public_functions()))
+def test_public_functions_say_what_they_take_and_give(function):
+    signature = inspect.signature(function)
+    found = sections(inspect.getdoc(function) or "")
+    assert inspect.getdoc(function)
+    assert ("Args" in found) == bool(set(signature.parameters) - {"self", "cls"})
+    given = signature.return_annotation not in (None, "None", bool, "bool")
+    assert ("Returns" in found or "Yields" in found) == given

@@ -72,6 +72,12 @@ def load_model(path: Path) -> STIF:
 
     The configuration comes from the file's metadata, else it is inferred from the parameters.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The network, whose parameters require gradients.
+
     Raises:
         FileNotFoundError: there is no such file.
         BadFileError: the file does not hold a network that can run, saying what is wrong with it.
@@ -251,7 +257,16 @@ def _shorten(names: list[str], most: int = 5) -> str:
 
 
 def save_model(model: STIF, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes parameters and configuration as ``.safetensors``, whole or not at all."""
+    """Write parameters and configuration as ``.safetensors``, whole or not at all.
+
+    Args:
+        model: the network.
+        path: the file; one that exists is replaced. Its folder must exist.
+        dtype: what the parameters are stored as.
+
+    Raises:
+        FileNotFoundError, OSError: the file cannot be written.
+    """
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     with whole_file(path) as temporary:
         save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})

@@ -44,6 +44,7 @@ def compile_source(
     Needs no GPU.
 
     Args:
+        source_file: The source, without includes.
         architecture: One like ``sm_86`` for a cubin, one like ``compute_80`` for PTX.
         reuse: Take what is kept. False replaces it, where the driver has refused it.
         definitions: Macros, such as ``WIDTH=64``.

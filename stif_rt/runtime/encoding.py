@@ -60,6 +60,9 @@ def encode_in_tiles(
     """The projections of a pair, of whose frames at most that many pixels are in the encoder at a time.
 
     Args:
+        engine: Runs the encoder.
+        kernels: Makes the projections of the encoder's maps.
+        config: The network's.
         frames: float32 [B, 2, 3, h, w].
         velocity: float32 [B, 2, h, w] in pixels, or None to find it where the network has one.
         pixels: Of one frame; tiles of ``SMALLEST_CORE`` are not split further.
@@ -105,6 +108,7 @@ def tiles(size: tuple[int, int], halo: tuple[int, int], pixels: int) -> list[tup
     Args:
         size: (H, W) of the padded frames.
         halo: Pixels at top and bottom, and at left and right.
+        pixels: Of a tile with its halo, at most; where not even the smallest tile keeps to it, the smallest is taken.
     """
     best: tuple[bool, int, tuple[int, int]] | None = None
     rows, columns = (sorted({_side(n, count) for count in range(1, _most(n) + 1)}) for n in size)

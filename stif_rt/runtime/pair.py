@@ -116,13 +116,16 @@ class Pair:
     def flow(self, t: Times, scale: Scale = None, *, size: Size = None, region: Region = None) -> Tensor:
         """Where the two frames are read for the pictures at one or several times.
 
-        Args, errors and leading axes are those of ``render``.
+        Args:
+            t, scale, size, region: As for ``render``.
 
         Returns:
-            float32 [4, H, W], (x0, y0, x1, y1) in output pixels, relative to each output pixel.
+            float32 [4, H, W], (x0, y0, x1, y1) in output pixels, relative to each output pixel; with the leading axes
+            that ``render`` gives.
 
         Raises:
             ValueError: The model predicts no flow, or an argument is outside its range.
+            OutOfMemoryError: The result, or ``max_memory``, does not fit into memory.
         """
         renderer = self._renderer
         if not renderer.config.flow:

@@ -91,6 +91,7 @@ def output_size(inputs: tuple[int, int], scale: Scale, size: Size) -> tuple[int,
     """The size (H, W) of the picture that is rendered from frames of ``inputs`` (h, w).
 
     Args:
+        inputs: (h, w) of the frames.
         scale: Output pixels per input pixel: one positive number, or two, vertical and horizontal. Default 1.
         size: (H, W), instead of a scale.
 

@@ -117,6 +117,9 @@ class Runtime:
             use_graph: Replay whole frames as CUDA graphs: less work for the host, at the price of memory, up to half of
                 ``max_memory``.
 
+        Returns:
+            The runtime, ready to encode.
+
         Raises:
             FileNotFoundError, ValueError: The weights cannot be used, or a name is unknown.
             CannotRunError: The device or a backend cannot run here; the message has the reason.
@@ -144,7 +147,18 @@ class Runtime:
         max_memory: int | str | None = None,
         use_graph: bool = False,
     ) -> "Runtime":
-        """Take over a network in memory: it is moved and converted. Arguments and errors are those of ``load``."""
+        """Make a runtime of a network in memory.
+
+        Args:
+            model: The network. The runtime takes it over: it is moved to the device and converted.
+            device, dtype, kernels, encoder, max_memory, use_graph: As for ``load``.
+
+        Returns:
+            The runtime, ready to encode.
+
+        Raises:
+            ValueError, CannotRunError: As from ``load``; or a parameter is not finite in the dtype.
+        """
         options = _Options.check(device, dtype, max_memory, use_graph)
         return cls._from_model(model, kernels, encoder, options, "a network in memory")
 
@@ -221,13 +235,31 @@ class Runtime:
         Where several threads share the runtime, each gets the pair that it has encoded last itself; a thread that has
         encoded none gets the last one of all.
 
+        Args:
+            t, scale, size, region, output: As for ``Pair.render``.
+
+        Returns:
+            What ``Pair.render`` returns.
+
         Raises:
             RuntimeError: Nothing has been encoded.
+            ValueError, OutOfMemoryError: As from ``Pair.render``.
         """
         return self._last_pair().render(t, scale, size=size, region=region, output=output)
 
     def flow(self, t: Times, scale: Scale = None, *, size: Size = None, region: Region = None) -> Tensor:
-        """The flow of the pair that was encoded last: ``Pair.flow``. Which pair that is, ``render`` says."""
+        """The flow of the pair that was encoded last, the one that ``render`` renders: ``Pair.flow``.
+
+        Args:
+            t, scale, size, region: As for ``Pair.render``.
+
+        Returns:
+            What ``Pair.flow`` returns.
+
+        Raises:
+            RuntimeError: Nothing has been encoded.
+            ValueError, OutOfMemoryError: As from ``Pair.flow``.
+        """
         return self._last_pair().flow(t, scale, size=size, region=region)
 
     def __repr__(self) -> str:

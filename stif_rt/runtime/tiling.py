@@ -27,7 +27,11 @@ def render_within(
     Args:
         budget: Output pixels, of all pictures that are worked on at a time, whose spatial feature may be in memory.
             Tiles of ``SMALLEST_TILE`` pixels are never split, even if what their flow reads exceeds it.
+        kernels: What renders.
+        projections: Of the pairs, B of them.
         times: float32 [B, T].
+        geometry: Of the whole picture.
+        region: The output pixels that are wanted.
         output: See ``Kernels.decode``.
     """
     whole = Box(0, 0, *geometry.outputs)
@@ -146,7 +150,9 @@ def source_box(tile: Box, flow: Tensor | None, geometry: Geometry) -> Box:
     One pixel wider than computed, for backends that round positions differently. Waits once for the device.
 
     Args:
+        tile: Output pixels.
         flow: float32 [B, T, tile.height, tile.width, 4], or None where each pixel reads at its own place.
+        geometry: Of the whole picture.
     """
     H, W = geometry.outputs
     if flow is None:

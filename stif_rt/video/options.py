@@ -133,6 +133,13 @@ class Cancellation:
         return self._after_segment.is_set()
 
     def check(self, segment_finished: bool = False) -> None:
-        """Raises ``Cancelled`` where the render has to stop here."""
+        """Raise ``Cancelled`` where the render has to stop here.
+
+        Args:
+            segment_finished: Whether a segment has just been finished.
+
+        Raises:
+            Cancelled: It was asked to stop at once, or after a segment, and one is finished.
+        """
         if self._now.is_set() or (segment_finished and self._after_segment.is_set()):
             raise Cancelled("the render was stopped")

@@ -143,6 +143,9 @@ def open_reader(
         deinterlace: which pictures of a video are deinterlaced: ``auto`` for those that are flagged, ``on``, ``off``.
         tonemap: an operator that makes SDR of HDR; None to keep HDR.
 
+    Returns:
+        A reader. Iterating over it, also several times, gives the frames in the order they are shown.
+
     Raises:
         FileNotFoundError: if there is nothing.
         ValueError: for something that holds no pictures.

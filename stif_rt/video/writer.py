@@ -141,7 +141,15 @@ class ImageWriter:
 
 
 def write_png(path: Path, image: Image) -> None:
-    """One picture, uint8 [H, W, 3], as a PNG file."""
+    """Write one picture as a PNG file.
+
+    Args:
+        path: the file; one that exists is replaced.
+        image: RGB, uint8 [H, W, 3].
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     encoder = av.CodecContext.create("png", "w")
     encoder.height, encoder.width = image.shape[:2]
     encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1)

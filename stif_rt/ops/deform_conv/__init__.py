@@ -22,10 +22,20 @@ log = logging.getLogger(__name__)
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Modulated deformable 3x3 convolution by the fastest means there is.
 
-    x: [B, C, h, w]. offset: [B, groups * 9 * 2, h, w], pixels, vertical before horizontal for each tap.
-    mask: [B, groups * 9, h, w]. weight: [O, C, 3, 3]. bias: [O]. Returns [B, O, h, w].
-
     With gradients it is made of PyTorch's own operations; without, it is the operation ``stif_rt::deform_conv2d``.
+
+    Args:
+        x: [B, C, h, w], float32, float16 or bfloat16.
+        offset: [B, groups * 9 * 2, h, w], pixels, vertical before horizontal for each tap, in the dtype of x.
+        mask: [B, groups * 9, h, w], likewise.
+        weight: [O, C, 3, 3].
+        bias: [O], or None.
+
+    Returns:
+        [B, O, h, w] in the dtype of x.
+
+    Raises:
+        ValueError, RuntimeError: Shapes or dtypes do not fit.
     """
     if torch.is_grad_enabled():
         return deform_conv2d_reference(x, offset, mask, weight, bias)
