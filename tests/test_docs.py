@@ -2,7 +2,8 @@
 pages explain are those of the sources."""
 
 import ast
-import importlib
+import fnmatch
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import stif_rt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "demo/README.md", ROOT / "stif_rt/weights/README.md"]
+SOURCES = [path for folder in ("stif_rt", "export", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 EXPLAINED = ("docs/troubleshooting.md", "docs/clusters.md")
 """Pages with tables of messages as they are in the sources, with … for what is put into them."""
 
@@ -36,6 +38,30 @@ def test_links_lead_somewhere(page):
         file = page.parent / path if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+def code_of(page):
+    """What a page shows as code within its sentences and tables."""
+    return sorted(set(re.findall("`([^`\\n]+)`", re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.S))))
+
+
+FOLDERS = ("stif_rt", "export", "csrc", "benchmarks", "tests", "docs", ".github", ".ci")
+FILES = [f"/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
+FILES += [f"/{path.name}" for path in ROOT.iterdir()]
+PATH = re.compile(r"[\w.*/-]+(\.(py|cu|h|cpp|md|toml|ya?ml)|/[\w.*-]*)")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/internals.md", "docs/backends.md"])
+def test_paths_and_names_are_those_of_the_sources(page):
+    words = set(re.findall(r"\w+", " ".join(path.read_text() for path in SOURCES)))
+    for text in code_of(page):
+        text = re.sub(r"<\w+>|GPU-NAME", "*", text)
+        if PATH.fullmatch(text):
+            assert any(fnmatch.fnmatch(path, f"*/{text.rstrip('/')}") for path in FILES), text
+        elif re.fullmatch(r"\w*[A-Z_]\w*", text):
+            assert text in words, text
+        elif module := re.search(r"python -m (benchmarks[\w.]*)", text):
+            assert importlib.util.find_spec(module[1]) is not None, text
 
 
 @pytest.fixture(scope="module")
