@@ -30,7 +30,7 @@ DTYPES = {"float16": (torch.float16, "fp16"), "bfloat16": (torch.bfloat16, "bf16
 KERNELS = ("implicit_kernel", "decode_kernel")
 """The two passes by Triton."""
 CUDA_KERNELS = ("implicit_float16", "decode_float16")
-"""The two passes in CUDA C++, which are for Turing and compile for every GPU."""
+"""The two passes in CUDA C++."""
 NETWORKS = {"stif": Config(residual=True), **{name: CONFIGS[name] for name in ("stif-s", "stif-i")}}
 """What is compiled; the paper's decoder with the residual, the larger form."""
 
@@ -442,8 +442,8 @@ def print_reports(reports: dict[Job, Report]) -> None:
 
 
 def passes_of(gpu: Gpu, dtype: str, network: str) -> list[Job]:
-    """The kernels that ``auto`` takes for a frame on a GPU."""
-    kernels = CUDA_KERNELS if gpu.capability == 75 and dtype == "float16" else KERNELS
+    """The kernels that ``auto`` takes for a frame on a GPU (see ``ops.implicit.by_preference``)."""
+    kernels = CUDA_KERNELS if gpu.capability // 10 in (7, 9, 10) and dtype == "float16" else KERNELS
     return [(kernel, gpu.capability, dtype, network) for kernel in kernels]
 
 

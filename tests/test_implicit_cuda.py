@@ -212,10 +212,13 @@ def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
 @needs_nvrtc
 @JOBS
 def test_compiled_kernels_use_matrix_instructions(reports, job):
-    """m16n8k8, as many as the network has multiply-adds; few outputs are padded to eight, not to sixteen."""
-    report = reports[job]
+    """As many as the network has multiply-adds; few outputs are padded to eight, not to sixteen."""
+    report, capability = reports[job], job[1]
     assert report.opcodes & {"HMMA", "HGMMA", "UTCHMMA"} == {"HMMA"}
-    assert all(name.startswith("HMMA.1688.F32") for name in report.counts if name.startswith("HMMA"))
+    depth_8 = sum(count for name, count in report.counts.items() if name.startswith("HMMA.1688.F32"))
+    depth_16 = sum(count for name, count in report.counts.items() if name.startswith("HMMA.16816.F32"))
+    assert depth_8 + depth_16 == report.count("HMMA")
+    assert depth_16 == 0 if capability in (75, 100) else depth_8 < 0.05 * depth_16
     assert 0.95 <= report.multiply_adds / kernel_report.work(job[0], kernel_report.NETWORKS[job[3]])[0] <= 1.05
 
 
@@ -229,9 +232,15 @@ def test_compiled_sine_is_the_hardware_sine(reports, job):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(("network", "bar"), [("stif", 6), ("stif-s", 4), ("stif-i", 2.5)])
-def test_one_frame_on_a_t4_meets_its_bar_by_the_roofline(reports, network, bar):
-    gpu = kernel_report.GPUS[0]
+@pytest.mark.parametrize(
+    ("name", "network", "bar"),
+    [
+        ("T4", "stif", 6), ("T4", "stif-s", 4), ("T4", "stif-i", 2.5),
+        ("H100", "stif", 1.2), ("H100", "stif-s", 0.5), ("H100", "stif-i", 0.4),
+    ],
+)  # fmt: skip
+def test_one_frame_meets_its_bar_by_the_roofline(reports, name, network, bar):
+    gpu = next(gpu for gpu in kernel_report.GPUS if gpu.name == name)
     jobs = kernel_report.passes_of(gpu, "float16", network)
     assert [job[0] for job in jobs] == list(kernel_report.CUDA_KERNELS)
     assert sum(max(kernel_report.roofline(reports[job], gpu).values()) for job in jobs) <= bar
@@ -310,6 +319,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(cuda_backend.nvrtc, "unavailable_reason", lambda: None)
     monkeypatch.setattr(cuda_backend, "_load", lambda *_: object())
+    monkeypatch.setattr(cuda_backend, "wrong_pictures", lambda *_: None)
 
     def install(*capability):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -323,10 +333,15 @@ def gpu(monkeypatch):
         ((7, 5), torch.float16, "cuda"),
         ((7, 5), torch.float32, "triton"),
         ((8, 0), torch.float16, "triton"),
+        ((8, 9), torch.float16, "triton"),
+        ((9, 0), torch.float16, "cuda"),
+        ((9, 0), torch.bfloat16, "triton"),
+        ((10, 0), torch.float16, "cuda"),
+        ((12, 0), torch.float16, "triton"),
         ((7, 0), torch.float16, "reference"),
     ],
 )
-def test_auto_takes_cuda_on_turing_alone(gpu, monkeypatch, capability, dtype, chosen):
+def test_auto_takes_cuda_where_triton_cannot_use_the_tensor_cores(gpu, monkeypatch, capability, dtype, chosen):
     gpu(*capability)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # Triton is there
     assert choose_backend(Config(), CUDA, dtype) == chosen
@@ -359,6 +374,25 @@ def test_a_kernel_that_cannot_be_loaded_is_said(gpu, monkeypatch):
     gpu(7, 5)
     monkeypatch.setattr(cuda_backend, "_load", lambda *_: "the driver cannot load the kernel for sm_75")
     assert "driver" in (cuda_backend.unavailable_reason(Config(), CUDA, torch.float16) or "")
+
+
+@pytest.mark.parametrize("variant", ["paper", "-f -s", "compact", "compact at stride 2"])
+def test_a_gpu_that_makes_wrong_pictures_is_not_used(emulated, monkeypatch, variant):
+    """What ``unavailable_reason`` asks before a GPU's first use."""
+    cuda_backend.wrong_pictures.cache_clear()
+    assert cuda_backend.wrong_pictures(VARIANTS[variant], CPU) is None
+    right = cuda_backend.launch
+    for factor in (1.05, torch.nan):
+
+        def launch(name, defined, box, times, factor=factor, **arguments):
+            right(name, defined, box, times, **arguments)
+            if name == "decode_float16":
+                arguments["rgb"].mul_(factor)
+
+        monkeypatch.setattr(cuda_backend, "launch", launch)
+        cuda_backend.wrong_pictures.cache_clear()
+        assert "wrong pictures on this GPU" in (cuda_backend.wrong_pictures(VARIANTS[variant], CPU) or "")
+    cuda_backend.wrong_pictures.cache_clear()
 
 
 def test_it_needs_a_gpu():

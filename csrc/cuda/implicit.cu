@@ -1,5 +1,5 @@
-// The two fused passes of the implicit functions in half precision, for GPUs whose tensor cores have m16n8k8: Turing
-// and later. stif_rt/ops/implicit/cuda_backend.py launches them; reference.py says what they compute.
+// The two fused passes of the implicit functions in half precision, for GPUs with tensor cores: m16n8k8 of Turing,
+// m16n8k16 of later ones. stif_rt/ops/implicit/cuda_backend.py launches them; reference.py says what they compute.
 //
 // Pass 1 (implicit_float16): F = SIF(nearest(P_sif), relative position, t) and flow = TIF(F, bilinear(P_tif), t) + that
 // of the velocity. Pass 2 (decode_float16): rgb = decoder(F(p0), F(p1), P_0(p0), P_1(p1), t) + blend of the frames at
@@ -18,6 +18,14 @@
 // Compiled once for each network, with its widths defined: of SIF, TIF and decoder, how many layers of 64 sines follow
 // the first (.._PLAIN), and the widths of one wider layer and of one more (.._WIDE, .._LAST; 0 for none). No headers
 // and no standard library, as in deform_conv.cu.
+
+#ifndef DEPTH  // of the matrix instructions; with the deeper ones the compiler runs out of registers for sm_100
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ != 1000
+#define DEPTH 16
+#else
+#define DEPTH 8
+#endif
+#endif
 
 constexpr int C = 64;                  // channels of every map, sines of a first layer
 constexpr int WARPS = 4;               // of a block
@@ -53,6 +61,13 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// d += a b, 16 deep: a and b as two of the above, of which the second has the eight depths that follow.
+__device__ __forceinline__ void multiply_add_16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 __device__ __forceinline__ unsigned pack(float low, float high) {
@@ -171,6 +186,23 @@ __device__ __forceinline__ void start(Sums<N> &sums, const float *biases, int fi
     }
 }
 
+// sums += x W for 8 columns and K of depth, of which the lane's weights are given.
+template <int K>
+__device__ __forceinline__ void multiply_column(float (&sums)[TILES][4], const Operand<K> &x,
+                                                const unsigned (&weights)[K / 8]) {
+    constexpr int STEP = K % DEPTH == 0 ? DEPTH / 8 : 1;
+#pragma unroll
+    for (int k = 0; k < K / 8; k += STEP)
+#pragma unroll
+        for (int m = 0; m < TILES; ++m)
+            if constexpr (STEP == 1) {
+                multiply_add(sums[m], x[k][m], weights[k]);
+            } else {
+                multiply_add_16(sums[m], {x[k][m][0], x[k][m][1], x[k + 1][m][0], x[k + 1][m][1]},
+                                {weights[k], weights[k + 1]});
+            }
+}
+
 // sums += x W for N columns, whose weights lie in a slice as [N / 8][K / 32][lane][4 tiles of K].
 template <int K, int N>
 __device__ __forceinline__ void multiply(Sums<N> &sums, const Operand<K> &x, const Quad *slice) {
@@ -179,10 +211,7 @@ __device__ __forceinline__ void multiply(Sums<N> &sums, const Operand<K> &x, con
 #pragma unroll
         for (int k = 0; k < K / 8; k += 4) {
             const Quad weights = slice[(n * K / 32 + k / 4) * 32];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int m = 0; m < TILES; ++m) multiply_add(sums[n][m], x[k + i][m], weights.at[i]);
+            multiply_column<32>(sums[n], *(const Operand<32> *)x[k], weights.at);
         }
 }
 
@@ -257,10 +286,7 @@ __device__ __forceinline__ void last_layers(Sums<OUTPUTS> &out, const Operand<K>
         multiply<K, STEP * 8>(sums, x, stream.next());
         sines<STEP * 8>(y, sums);
         if constexpr (OUTPUTS == FEW) {
-#pragma unroll
-            for (int i = 0; i < STEP; ++i)
-#pragma unroll
-                for (int m = 0; m < TILES; ++m) multiply_add(out[0][m], y[i][m], weights[i]);
+            multiply_column<STEP * 8>(out[0], y, weights);
         } else {
             multiply<STEP * 8, OUTPUTS>(out, y, stream.next());
         }
@@ -302,11 +328,8 @@ __device__ __forceinline__ void network(Sums<OUTPUTS> &out, const Sums<C> &first
         last_layers<C, WIDE, OUTPUTS>(out, x, stream, biases, few);
     } else if constexpr (OUTPUTS == FEW) {
 #pragma unroll
-        for (int k = 0; k < C / 8; ++k) {
-            const unsigned weights = few[k / 4 * 32 + threadIdx.x % 32].at[k % 4];
-#pragma unroll
-            for (int m = 0; m < TILES; ++m) multiply_add(out[0][m], x[k][m], weights);
-        }
+        for (int k = 0; k < C / 8; k += 4)
+            multiply_column<32>(out[0], *(const Operand<32> *)x[k], few[k / 4 * 32 + threadIdx.x % 32].at);
     } else {
         multiply_all(out, x, stream);
     }

@@ -6,6 +6,7 @@ using std::min;
 
 struct Float2;
 void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b);
+void multiply_add_16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 unsigned pack(float low, float high);
 Float2 unpack(unsigned pair);
 float hardware_sine(float radians);
@@ -29,11 +30,13 @@ float hardware_sine(float radians) {
     return std::sin(radians);
 }
 
-// The matrix instruction m16n8k8: lanes show each other their operands and compute the sums that are theirs. A lane
-// may already show those of the next one while another still reads, but not of the one after: two turns suffice.
-void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b) {
+// The matrix instructions m16n8k8 and m16n8k16: lanes show each other their operands and compute the sums that are
+// theirs. A lane may already show those of the next one while another still reads, but not of the one after: two turns
+// suffice.
+template <int HALVES>
+void matrix_instruction(float (&d)[4], const unsigned (&a)[2 * HALVES], const unsigned (&b)[HALVES]) {
     struct Operands {
-        float a[16][8], b[8][8];  // [row][depth], [column][depth]
+        float a[16][8 * HALVES], b[8][8 * HALVES];  // [row][depth], [column][depth]
     };
     static Operands shown[1024 / 32][2];
     static unsigned turns[1024];
@@ -44,14 +47,24 @@ void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b) {
         row[q] = values.x;
         row[q + 1] = values.y;
     };
-    show(operands.a[r], a[0]);
-    show(operands.a[r + 8], a[1]);
-    show(operands.b[r], b);
+    for (int half = 0; half < HALVES; ++half) {
+        show(operands.a[r] + 8 * half, a[2 * half]);
+        show(operands.a[r + 8] + 8 * half, a[2 * half + 1]);
+        show(operands.b[r] + 8 * half, b[half]);
+    }
     __syncwarp();
     for (int i = 0; i < 4; ++i) {
         const float *const row = operands.a[r + i / 2 * 8], *const column = operands.b[q + i % 2];
-        for (int k = 0; k < 8; ++k) d[i] += row[k] * column[k];
+        for (int k = 0; k < 8 * HALVES; ++k) d[i] += row[k] * column[k];
     }
+}
+
+void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b) {
+    matrix_instruction<1>(d, a, {b});
+}
+
+void multiply_add_16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    matrix_instruction<2>(d, a, b);
 }
 
 // Return 0 where the threads wait for each other for ever.

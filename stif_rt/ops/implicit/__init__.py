@@ -27,10 +27,10 @@ BACKENDS: dict[str, ModuleType] = {
 
 
 def by_preference(device: torch.device) -> list[str]:
-    """The backends in the order in which ``auto`` tries them: on a GPU whose tensor cores Triton does not use, Turing,
-    CUDA C++ comes first."""
-    turing = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-    return sorted(BACKENDS, key=lambda name: turing and name != "cuda")
+    """The backends in the order in which ``auto`` tries them: CUDA C++ comes first on GPUs whose tensor cores Triton
+    does not use, or not rightly (see ``cuda_backend``): Turing, Hopper and B200."""
+    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
+    return sorted(BACKENDS, key=lambda name: generation in (7, 9, 10) and name != "cuda")
 
 
 def choose_backend(config: Config, device: torch.device, dtype: torch.dtype) -> str:

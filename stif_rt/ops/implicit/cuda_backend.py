@@ -1,26 +1,31 @@
-"""The two passes in CUDA C++ (``csrc/cuda/implicit.cu``), in float16, for GPUs whose tensor cores Triton does not use.
+"""The two passes in CUDA C++ (``csrc/cuda/implicit.cu``), in float16, for every NVIDIA GPU since Turing.
 
-Triton has no matrix instructions for Turing (T4, RTX 20); these kernels use the ones that every later GPU has too, so
-they run there as well, slower than Triton's.
+They use matrix instructions that all of these have. ``auto`` takes them where Triton cannot use the tensor cores: it
+has no instructions for Turing's (T4, RTX 20), and what it makes of these passes for those that only Hopper (H100, H200)
+and B200 have gave wrong pictures on an H200. On a GPU that a process has not used yet, a small picture is compared with
+the reference first.
 """
 
 import ctypes
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stif_rt.errors import CannotRunError
-from stif_rt.geometry import Box, cell_count
+from stif_rt.geometry import Box, cell_count, make_geometry
 from stif_rt.model.config import CHANNELS, WIDTHS, Config
+from stif_rt.model.encoder import Features
 from stif_rt.model.implicit_functions import ImplicitFunctions
+from stif_rt.model.siren import Siren
 from stif_rt.ops import nvrtc
+from stif_rt.ops.implicit import reference
 from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, unsupported_widths
-from stif_rt.ops.implicit.interface import Projections, View
+from stif_rt.ops.implicit.interface import Kernels, Projections, View
 from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
 SOURCE = nvrtc.find_source("implicit.cu")
@@ -30,6 +35,8 @@ ROWS, COLUMNS = 8, 16
 """Output pixels of a block."""
 FEW = 8
 """Width of an output layer with few channels, as in the kernels."""
+LARGEST_ERROR = 0.01
+"""Of a picture by the kernels against the reference in float32; half precision makes it about 0.001."""
 SLICE = 2048
 """Weights that pass through shared memory at a time."""
 
@@ -65,7 +72,7 @@ ARGUMENTS: Mapping[str, type[ctypes.Structure]] = dict(zip(KERNELS, (ImplicitArg
 
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The first call for a GPU and a network's widths compiles the kernels, which takes a few seconds."""
+    """The first call for a GPU and a network's widths compiles the kernels, which takes seconds, and tries them."""
     if device.type != "cuda":
         return f"the CUDA C++ kernels need an NVIDIA GPU, and this device is {device.type!r}"
     if torch.version.hip is not None:
@@ -82,7 +89,37 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
             loaded = _load(torch.cuda.current_device(), name, definitions(config))
             if isinstance(loaded, str):
                 return loaded
-    return None
+        return wrong_pictures(config, device)
+
+
+@functools.cache
+def wrong_pictures(config: Config, device: torch.device) -> str | None:
+    """Renders a small picture of a random network as the float32 reference does; says so where they differ."""
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        functions = ImplicitFunctions(config)
+        for network in functions.children():
+            cast(Siren, network).linears[-1].weight.uniform_(-0.05, 0.05)  # some begin with zeros
+        (h, w), outputs, stride = (16, 24), (27, 50), config.feature_stride
+        cells = cell_count(h, stride), cell_count(w, stride)
+        velocity = (4 * torch.rand(1, 2, *cells) - 2).to(device) if config.motion else None
+        features = Features((torch.rand(1, 3, CHANNELS, *cells) - 0.5).to(device), velocity)
+        frames = torch.rand(1, 2, 3, h, w).to(device)
+        view = View.whole(torch.full((1, 1), 0.5, device=device), make_geometry(config, (h, w), outputs).to(device))
+        pictures = []
+        both: tuple[Kernels, ...] = (
+            build(functions, device, torch.float16),
+            reference.build(functions, device, torch.float32),
+        )
+        for kernels in both:
+            projections = kernels.project(features.to(kernels.dtype), frames)
+            feature, flow = kernels.implicit(projections, view)
+            pictures.append(kernels.decode(projections, view, feature, flow).float())
+    picture, exact = pictures
+    error = float((picture - exact).norm() / exact.norm())
+    if error < LARGEST_ERROR:  # not so if it is NaN
+        return None
+    return f"the CUDA C++ kernels give wrong pictures on this GPU (error {error:.1e}); please report it"
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CudaKernels":
