@@ -61,7 +61,7 @@ def encoder_operations(config: Config, dtype: torch.dtype) -> list[Operation]:
     h, w = (-(-side // config.multiple) * config.multiple for side in INPUTS)
     # not the engine itself: in its inference mode, what is composed of other operations is not taken apart
     with torch.device("meta"), torch.no_grad():
-        encoder: Any = STIF(config).encoder.to(dtype).to(memory_format=torch.channels_last).eval()
+        encoder: Any = STIF(config).encoder.to("meta", dtype).to(memory_format=torch.channels_last).eval()
         frame = torch.empty(1, 3, h, w).to(memory_format=torch.channels_last)
         before = encoder.extract(frame)
         with Operations() as counted:

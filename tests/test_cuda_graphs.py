@@ -2,14 +2,20 @@
 
 import contextlib
 import copy
+import itertools
+import logging
 import threading
+import types
 
 import pytest
 import torch
+from helpers.models import fill_model
 
 from stif_rt import Runtime
+from stif_rt.model.config import MOTION, Config
+from stif_rt.model.stif import STIF
 from stif_rt.runtime import cuda_graphs
-from stif_rt.runtime.cuda_graphs import FrameGraphs
+from stif_rt.runtime.cuda_graphs import EncoderGraphs, FrameGraphs, map_tensors, tensors_of
 from stif_rt.runtime.pair import Renderer
 
 
@@ -31,43 +37,33 @@ class Event:
         self.recorded = True
 
 
-class Graph:
-    """Replayed, it runs the frame anew from the static tensors, and writes where the recording has written."""
-
-    def __init__(self, record):
-        self.record = record
-
-    def replay(self):
-        frame, arguments, pictures = self.record["call"]
-        pictures.copy_(frame(*arguments))
-
-
 @pytest.fixture
 def pools(monkeypatch):
-    """The memory pools of the graphs that were recorded."""
-    record, pools = {}, []
-    frame = FrameGraphs._frame
+    """The memory pools of the graphs that were recorded. Replayed, a graph runs its function anew, and writes where the
+    recording has written."""
+    pools, record = [], cuda_graphs.record
 
-    def spy(self, *arguments):
-        pictures = frame(self, *arguments)
-        if record:
-            record["call"] = (lambda *a: frame(self, *a)), arguments, pictures
-        return pictures
+    def recorded(function, pool, device):
+        graph, before, outputs = record(function, pool, device)
+
+        def replay():
+            for target, source in zip(tensors_of(outputs), tensors_of(function()), strict=True):
+                target.copy_(source)
+
+        graph.replay = replay
+        return graph, before, outputs
 
     @contextlib.contextmanager
     def recording(graph, pool, stream, capture_error_mode):
         assert capture_error_mode == "thread_local"
         pools.append(pool)
-        record["call"] = None
         yield
-        graph.record = dict(record)
-        record.clear()
 
-    monkeypatch.setattr(FrameGraphs, "_frame", spy)
+    monkeypatch.setattr(cuda_graphs, "record", recorded)
     for name, value in {
         "Stream": Stream,
         "Event": Event,
-        "CUDAGraph": lambda: Graph(None),
+        "CUDAGraph": types.SimpleNamespace,
         "graph": recording,
         "stream": lambda stream: contextlib.nullcontext(),
         "current_stream": Stream,
@@ -158,3 +154,111 @@ def test_threads_replay_one_at_a_time(pools, tiny_model, frames):
         thread.join()
     assert not wrong
     assert len(pools) == 1
+
+
+# The encoder
+
+CONFIGS = {
+    "paper": Config(front_blocks=1, back_blocks=1),
+    "motion": Config(**MOTION, front_blocks=1, back_blocks=1),
+    "motion at stride 2": Config(**MOTION, front_blocks=0, back_blocks=1, feature_stride=2),
+}
+
+
+def make_both(config, pixels=1 << 20):
+    """A runtime that replays its encoder, and one that does not."""
+    model = fill_model(STIF(config))
+    graphed, plain = (Runtime.from_model(copy.deepcopy(model), device="cpu", dtype="float32") for _ in range(2))
+    graphed._encoder_graphs = EncoderGraphs(graphed._engine, pixels)
+    return graphed, plain
+
+
+def video(count, size=(24, 40)):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.rand(3, *size, generator=generator) for _ in range(count)]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first._projections.tensors, second._projections.tensors, strict=True))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pairs_of_a_video_are_two_graphs(pools, name):
+    """Their encoded pairs are equal, and no later replay writes into an earlier one."""
+    graphed, plain = make_both(CONFIGS[name])
+    frames = video(5)
+    pairs = [[runtime.encode(a, b) for a, b in itertools.pairwise(frames)] for runtime in (graphed, plain)]
+    assert all(same(a, b) for a, b in zip(*pairs, strict=True))
+    assert len(pools) == 2
+    assert len(set(pools)) == 1
+
+
+def test_a_given_velocity_is_another_graph(pools):
+    graphed, plain = make_both(CONFIGS["motion"])
+    velocity = torch.full((2, 24, 40), 1.5)
+    for a, b in itertools.pairwise(video(4)):
+        assert same(graphed.encode(a, b), plain.encode(a, b))
+        assert same(graphed.encode(a, b, velocity=velocity), plain.encode(a, b, velocity=velocity))
+
+
+def test_another_size_drops_the_encoder_s_graphs(pools):
+    graphed, plain = make_both(CONFIGS["motion"])
+    for size in ((24, 40), (33, 50), (24, 40)):
+        a, b = video(2, size)
+        assert same(graphed.encode(a, b), plain.encode(a, b))
+    assert len(pools) == 6
+    assert len(set(pools)) == 3
+
+
+def test_large_frames_are_encoded_without_a_graph(pools):
+    graphed, plain = make_both(CONFIGS["motion"], 32 * 64 - 1)
+    a, b = video(2)
+    assert same(graphed.encode(a, b), plain.encode(a, b))
+    assert not pools
+
+
+@pytest.mark.parametrize("fault", ["wrong", "nan", "error"])
+def test_an_encoder_that_cannot_be_recorded_runs_step_by_step(pools, monkeypatch, caplog, fault):
+    graphed, plain = make_both(CONFIGS["motion"])
+    record = cuda_graphs.record
+
+    def faulty(*arguments):
+        if fault == "error":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        graph, before, outputs = record(*arguments)
+        right = graph.replay
+
+        def replay():
+            right()
+            map_tensors(outputs, lambda x: x.mul_(1.1 if fault == "wrong" else torch.nan))
+
+        graph.replay = replay
+        return graph, before, outputs
+
+    monkeypatch.setattr(cuda_graphs, "record", faulty)
+    with caplog.at_level(logging.WARNING):
+        for a, b in itertools.pairwise(video(4)):
+            assert same(graphed.encode(a, b), plain.encode(a, b))
+    (said,) = caplog.messages
+    assert "not replayed as a CUDA graph" in said
+    assert ("not permitted" if fault == "error" else "differs by") in said
+
+
+def test_threads_share_the_encoder_s_graphs(pools):
+    graphed, plain = make_both(CONFIGS["motion"])
+    frames = video(6)
+    wanted = [plain.encode(a, b) for a, b in itertools.pairwise(frames)]
+    wrong = []
+
+    def work(n):
+        for k in range(n, 10):
+            a, b = frames[k % 5], frames[k % 5 + 1]
+            if not same(graphed.encode(a, b), wanted[k % 5]):
+                wrong.append((n, k))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stif_rt.engines.torch_eager import TorchEngine
-from stif_rt.model.config import Config
+from stif_rt.model.config import MOTION, Config
 from stif_rt.model.stif import STIF
 from stif_rt.ops.implicit import triton_backend
 from stif_rt.ops.implicit.weights import TURNS, fold
@@ -96,6 +96,23 @@ def test_a_pair_copies_each_frame_once_as_bytes(costs):
     assert counted.uploaded - first == 3 * H * W
     assert counted.waits == []
     assert counted.downloaded == 0
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_encoder_with_motion_can_be_recorded(costs, stride):
+    """Nothing that it does waits for the host or copies from it, as a CUDA graph must not."""
+    _, counted = costs
+    config = Config(**MOTION, front_blocks=2 - stride, back_blocks=1, feature_stride=stride)
+    with CUDA, torch.no_grad():
+        encoder = STIF(config).encoder
+        for module in encoder.modules():
+            module._buffers.update({key: x.to(CUDA) for key, x in module._buffers.items()})
+        frames = torch.zeros(1, 3, 32, 64)
+        with counted:
+            encoder.merge([encoder.extract(frames), encoder.extract(frames)])
+    assert counted.waits == []
+    assert (counted.uploaded, counted.downloaded) == (0, 0)
+    assert counted.launches["convolution"] > 20
 
 
 @pytest.mark.parametrize("times", [0.5, [0.25, 0.5, 0.75]], ids=["one time", "three times"])

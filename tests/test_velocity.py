@@ -15,7 +15,7 @@ from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
-from stif_rt.model.velocity import FARTHER, REACH, VelocityHead, search, warp
+from stif_rt.model.velocity import CELLS, FARTHER, REACH, VelocityHead, search, warp
 from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime, bundled_weights
 
@@ -101,7 +101,7 @@ def test_search_is_the_best_of_all_velocities(start):
             difference = F.conv2d(difference, kernel)
         total = difference + FARTHER * math.hypot(x, y)
         best, cost = torch.where(total < cost, v, best), torch.minimum(total, cost)
-    result = search(pair, begin)
+    result = search(pair, begin, torch.tensor(CELLS, dtype=torch.float32))
     assert result.shape == best.shape
     torch.testing.assert_close(result[..., 6:-6, 6:-6], best[..., 6:-6, 6:-6])
     expected = torch.tensor((-2.0 + start[0], 1.0 + start[1])).view(2, 1, 1)

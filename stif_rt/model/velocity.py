@@ -27,6 +27,8 @@ SEARCHED = 2
 """The finest level that tries whole cells."""
 REACH = 3
 """Cells that a search goes along each axis."""
+CELLS = sorted(itertools.product(range(-REACH, REACH + 1), repeat=2), key=lambda cell: math.hypot(*cell))
+"""What a search tries beside the start, (x, y), the nearest first."""
 FARTHER = 0.03
 """By how much a velocity of a search must match better than another for each cell that it is farther from the start."""
 LARGEST_STEP = 1.5
@@ -91,6 +93,8 @@ class VelocityHead(nn.Module):
         self.pyramid = nn.ModuleList(levels)
         self.decision, self.preference = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(1.0))
         self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
+        # copied to the device with the weights: to copy it in every call would make the host wait for a GPU
+        self.register_buffer("cells", torch.tensor(CELLS, dtype=torch.float32, device="cpu"), persistent=False)
 
     def finest(self, frames: Tensor) -> Tensor:
         """The pyramid's finest map, [B, 32, h/2, w/2], of frames [B, 3, h, w], RGB in [0, 1]."""
@@ -119,7 +123,7 @@ class VelocityHead(nn.Module):
             else:
                 v, context = resize(2 * v, 2), resize(context, 2)
             if number >= SEARCHED:
-                v = search(pair[:, :, : 3 + PYRAMID[number].match], v)
+                v = search(pair[:, :, : 3 + PYRAMID[number].match], v, cast(Tensor, self.cells).float())
             before, v, context = self.steps[number](pair, v, context)
             levels += [before * (HEAD_STRIDE << number), v * (HEAD_STRIDE << number)]
         levels[-1] = levels[-1] * self._motion_share(pair[:, :, :3], v)
@@ -165,6 +169,7 @@ class Step(nn.Module):
             _conv(HIDDEN, HIDDEN), nn.PReLU(HIDDEN),
             _conv(HIDDEN, CONTEXT), nn.PReLU(CONTEXT),
         )  # fmt: skip
+        self.register_buffer("offered", torch.tensor(PREFERENCE, device="cpu").view(1, -1, 1, 1), persistent=False)
         self.out = _conv(CONTEXT, 2 + OFFERED)  # a correction, and how much of each velocity that is offered
         nn.init.zeros_(self.out.weight)
 
@@ -180,7 +185,7 @@ class Step(nn.Module):
         seen = (first[:, self.match :], second[:, self.match :], step, matrix.clamp(-4, 4), residual, v / 4, context)
         context = self.body(torch.cat(seen, 1).to(self.out.weight.dtype))
         correction, weights = self.out(context).float().split((2, OFFERED), 1)
-        weights = weights + v.new_tensor(PREFERENCE).view(1, -1, 1, 1)
+        weights = weights + cast(Tensor, self.offered).float()
         choice = (_offered(v, start) * weights.softmax(1)[:, :, None]).sum(1)
         return v, choice + correction, context.float()
 
@@ -203,11 +208,12 @@ class Step(nn.Module):
         return v, step, matrix
 
 
-def search(pair: Tensor, start: Tensor) -> Tensor:
+def search(pair: Tensor, start: Tensor, cells: Tensor) -> Tensor:
     """The velocity, start and up to REACH whole cells along each axis, by which both frames' maps differ least around a
     cell.
 
-    pair: [2, B, C, h, w]. start: [B, 2, h, w], x first, in cells. Returns the same shape. No gradient passes.
+    pair: [2, B, C, h, w]. start: [B, 2, h, w], x first, in cells. cells: CELLS, float32 [N, 2]. Returns [B, 2, h, w].
+    No gradient passes.
     """
     h, w = start.shape[-2:]
     margin = (REACH + 1) // 2
@@ -220,12 +226,9 @@ def search(pair: Tensor, start: Tensor) -> Tensor:
         left, top = margin + x // 2, margin + y // 2
         return halves[frame][y % 2][x % 2][..., top : top + h, left : left + w]
 
-    cells = range(-REACH, REACH + 1)
-    nearest_first = sorted(itertools.product(cells, cells), key=lambda cell: math.hypot(*cell))
-    difference = torch.stack([(moved(0, -x, -y) - moved(1, x, y)).abs().mean(1) for x, y in nearest_first])
-    velocities = start.new_tensor(nearest_first)  # [N, 2]
-    difference = _around_cells(difference) + FARTHER * velocities.norm(dim=1).view(-1, 1, 1, 1)
-    return start + velocities[difference.argmin(0)].movedim(-1, 1)
+    difference = torch.stack([(moved(0, -x, -y) - moved(1, x, y)).abs().mean(1) for x, y in CELLS])  # [N, B, h, w]
+    difference = _around_cells(difference) + FARTHER * cells.norm(dim=1).view(-1, 1, 1, 1)
+    return start + cells[difference.argmin(0)].movedim(-1, 1)
 
 
 def warp(maps: Tensor, flow: Tensor) -> Tensor:
