@@ -70,6 +70,7 @@ def test_peers_make_the_frames_that_are_asked_for(methods):
     )
 
 
+@pytest.mark.slow
 def test_what_a_method_cannot_do_is_said(methods, monkeypatch):
     with pytest.raises(Unsupported, match="power of two"):
         frames(methods, "zooming_slowmo", 3)
@@ -192,6 +193,7 @@ def test_unusable_options_are_explained(tmp_path, options, message):
         run(tmp_path, *options)
 
 
+@pytest.mark.slow
 def test_growth_measures_time_and_memory(light, tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "MEGAPIXELS", [0.1, 0.4])
     growth.app(["--output", str(tmp_path), "--size", "12x8", "--quick", "--device", "cpu"], standalone_mode=False)

@@ -47,6 +47,7 @@ def test_video_with_sound(monkeypatch, capsys, tmp_path, weights):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "out.mp4", "weights"]
 
 
+@pytest.mark.slow
 def test_images_equal_the_runtime(monkeypatch, capsys, tmp_path, weights):
     pictures = [picture(n) for n in range(3)]
     source = write_images(tmp_path / "in", pictures)

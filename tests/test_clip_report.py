@@ -17,11 +17,13 @@ def multiply_adds(network):
     return flop / 2 / (pixels[0] * pixels[1])
 
 
+@pytest.mark.slow
 def test_compact_encoders_keep_to_their_bounds():
     assert 1.5e6 < multiply_adds("stif-s") <= 2.2e6
     assert 0.03e6 < multiply_adds("stif-i") <= 0.06e6
 
 
+@pytest.mark.slow
 def test_every_convolution_is_counted_and_nothing_that_is_free():
     names = [operation.name for operation in encoder_operations(NETWORKS["stif-s"], torch.float16)]
     blocks = 2 * 2 + 2 * 6

@@ -135,6 +135,7 @@ def expected(folder):
     return images(folder / "expected")
 
 
+@pytest.mark.slow
 def test_several_renders_equal_those_by_one_process(folder, expected):
     seen = []
     ended, warnings = run(prepare(folder, "a", "b"), progress=seen.append)
@@ -146,6 +147,7 @@ def test_several_renders_equal_those_by_one_process(folder, expected):
     assert not list(folder.glob("*.segments"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [LostError("killed"), OSError(5, "stale file handle"), Busy("still locked")])
 def test_what_a_worker_loses_is_rendered_again(folder, expected, monkeypatch, failure):
     asked = failing(monkeypatch, None, failure, failure)
@@ -157,6 +159,7 @@ def test_what_a_worker_loses_is_rendered_again(folder, expected, monkeypatch, fa
     assert all("a worker on" in text and "was lost; segment" in text for text in warnings)
 
 
+@pytest.mark.slow
 def test_a_segment_that_is_always_lost_fails_its_render_alone(folder, monkeypatch):
     original = cluster.Worker.render
 
@@ -183,6 +186,7 @@ def test_a_fault_of_the_input_is_not_tried_again(folder, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["in", "w.safetensors"]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_and_gone_on_with(folder, expected, monkeypatch):
     cancel = Cancellation()
     with pytest.raises(Cancelled):
@@ -204,6 +208,7 @@ def test_what_is_finished_is_kept_and_gone_on_with(folder, expected, monkeypatch
     assert same_pictures(images(folder / "a"), expected)
 
 
+@pytest.mark.slow
 def test_a_stop_at_once_leaves_nothing_unfinished(folder, monkeypatch):
     cancel = Cancellation()
     with pytest.raises(Cancelled):
@@ -213,6 +218,7 @@ def test_a_stop_at_once_leaves_nothing_unfinished(folder, monkeypatch):
     assert all(isinstance(outcome, Rendered) for outcome in ended.values())
 
 
+@pytest.mark.slow
 def test_a_worker_without_the_folder_is_left_out(folder, monkeypatch):
     """And where it was the last one, the line says what to do."""
     ray, original = Threads(), cluster.Worker.render

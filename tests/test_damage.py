@@ -67,6 +67,7 @@ def damage(data, seed):
     return bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_damaged_files(clips, tmp_path, suffix):
     readable = 0

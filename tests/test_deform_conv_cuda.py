@@ -134,6 +134,7 @@ def test_symbolic_sizes_are_those_of_dense_maps():
     assert launch_sizes(*sizes) == launch_sizes(*sizes, layouts=dense, weight_strides=(9, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_operation_is_registered_soundly(dtype, channels_last):

@@ -57,6 +57,7 @@ def count(function, calls):
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("deformable", (13, 270)), ("motion", (203, 26)), ("motion", (90, 79)), ("motion at stride 2", (31, 205))],
@@ -66,10 +67,12 @@ def test_tiles_have_no_seam(monkeypatch, name, size):
     assert compare(monkeypatch, fill_model(STIF(NETWORKS[name])), smooth_pair(*size), core=core) < STEP / 10
 
 
+@pytest.mark.slow
 def test_tiles_of_the_bundled_weights(monkeypatch, compact_model):
     assert compare(monkeypatch, compact_model, smooth_pair(12, 280), core=90) < STEP / 10
 
 
+@pytest.mark.slow
 def test_tiles_along_a_given_velocity(monkeypatch):
     """Large and different everywhere: halos follow it."""
     torch.manual_seed(1)

@@ -381,6 +381,7 @@ def options(folder):
     return ["eval", data, "--cache", cache, "--weights", weights, "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_bundled_weights_are_named_or_fit_the_scale(evaluated, monkeypatch, capsys):
     """At x1 the default is stif-i and at x2 stif-s, as in a render; a name takes one for both."""
 

@@ -187,6 +187,7 @@ def test_compiled_products_are_not_repeated(reports, job):
         assert 1 <= report.multiply_adds / work(job)[0] <= repeated
 
 
+@pytest.mark.slow
 @needs_triton
 @compiling
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_published_names_and_shapes():
     assert sum(p.numel() for p in model.parameters()) == 11_312_698
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least", "most"), [("stif-s", 1.5e6, 2.2e6), ("stif-i", 0.04e6, 0.06e6)])
 def test_compact_encoders_stay_within_their_budgets(name, least, most):
     """Multiply-adds per pixel of the frames."""

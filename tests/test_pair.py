@@ -139,6 +139,7 @@ def test_which_pair_is_the_last(tiny_model):
     assert torch.equal(runtime.render(0.5), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_modes_of_the_caller_have_no_effect(tiny_model, frames, backend):
     expected = make(tiny_model, kernels=backend).encode(*frames).render([0.3, 0.6], scale=2)
@@ -159,6 +160,7 @@ def test_modes_of_the_caller_have_no_effect(tiny_model, frames, backend):
         assert not inside.is_inference(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stif-i", "stif-s-dcn"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_default_dtype_has_no_effect(frames, name, backend, default_dtype):

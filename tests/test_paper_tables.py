@@ -300,6 +300,7 @@ def test_table_3_from_the_command_line(evaluate, files, tmp_path):
     assert "waits" not in text
 
 
+@pytest.mark.slow
 def test_table_4_runs_every_design(evaluate, files, tmp_path):
     """Weights of each row by its name; what design they are is read from the files."""
     tiny = {"front_blocks": 0, "back_blocks": 0, "recurrent": False, "upsampling_head": False}

@@ -79,6 +79,7 @@ def test_super_slomo():
     assert_close(network(frames, expected["times"].tolist()), expected["rgb_half_pixel"], 5e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_edvr():
     expected = golden("edvr")
@@ -353,6 +354,7 @@ def test_what_neighbouring_pairs_share_is_computed_once(monkeypatch):
     assert_close(second.prepared.flow23, network.pair(clip[:, 1:]).prepared.flow23)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_frames_too_small_for_qvi():
     with pytest.raises(ValueError, match="32x32 pixels or more, not 40x31"):
@@ -372,6 +374,7 @@ def test_sizes_stand_beside_the_papers():
         assert any(value.label in line and f"{count:,}" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_documentation_has_the_sizes():
     assert size_table() in (GOLDEN.parents[1] / "docs" / "benchmarks.md").read_text()
 
@@ -424,6 +427,7 @@ def test_published_files_of_qvi_and_dain(tmp_path):
     assert_loads("dain", state | counters, state, tmp_path / "best.pth")
 
 
+@pytest.mark.slow
 def test_published_files_of_basicvsr(tmp_path):
     state = halves("basicvsr")
     other = {key: value + 1 for key, value in state.items()}
@@ -440,6 +444,7 @@ def test_published_files_of_basicvsr(tmp_path):
     assert_loads("basicvsr", content, state, tmp_path / "mmediting.pth")
 
 
+@pytest.mark.slow
 def test_published_files_of_liif(tmp_path):
     state = halves("liif_edsr")
     specs = {
@@ -468,6 +473,7 @@ def test_published_files_of_liif(tmp_path):
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -493,6 +499,7 @@ class Code:
         return print, ("a checkpoint has run code",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qvi", "super_slomo", "liif_edsr"])
 def test_bad_files_say_so(tmp_path, name, capsys):
     torch.save({"state_dict": {"a": Code()}}, tmp_path / "code.pth")

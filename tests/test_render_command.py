@@ -92,6 +92,7 @@ def test_slow_motion_stretches_the_sound(run, folder):
         assert not silent.streams.audio
 
 
+@pytest.mark.slow
 def test_a_region_is_that_part_of_the_whole(run, folder):
     run("images", "whole", "--scale", 2)
     run("images", "part", "--scale", 2, "--region", "10,4,21,13")
@@ -99,6 +100,7 @@ def test_a_region_is_that_part_of_the_whole(run, folder):
     assert np.abs(part.astype(int) - whole[4:17, 10:31]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_preview_is_one_picture_of_the_whole(run, folder):
     run("images", "whole", "--scale", 2, "--time-scale", 2)
     _, err = run("images", "detail.png", "--scale", 2, "--preview", Fraction(3, 2) / 24, "--region", "8,8,32,16")
@@ -247,6 +249,7 @@ def test_disk_space_is_checked_first(run, folder, monkeypatch, free, status, mes
     assert names(folder) == (set() if status == 1 else {"out.mp4"})
 
 
+@pytest.mark.slow
 def test_a_picture_of_another_shape_is_said(run, folder):
     _, err = run("in.mp4", "out.mp4", "--size", "40x40")
     assert "40x40 (a picture of 40x22 with black bars)" in err
@@ -307,6 +310,7 @@ except SystemExit as end:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

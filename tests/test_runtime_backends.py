@@ -77,6 +77,7 @@ def test_region_of_a_variant_is_that_part_of_the_whole(load, frames, fields):
 HALVES = pytest.param(1000, marks=pytest.mark.emulated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [2000, HALVES, 1])
 def test_budget_does_not_change_the_picture(load, frames, pixels):
     """2000 pixels are one time of two, 1000 a picture in halves, 1 the smallest tiles."""

@@ -150,6 +150,7 @@ def test_signals_keep_finished_segments(
     assert same_pictures(decoded(target), uninterrupted[source])
 
 
+@pytest.mark.slow
 def test_signal_before_a_segment_is_finished_leaves_nothing(monkeypatch, capsys, tmp_path, folder):
     monkeypatch.setattr(run, "NetworkRenderer", after(2, kill(signal.SIGTERM)))
     ended, _, _ = call(monkeypatch, capsys, *arguments(folder, "in.mp4", tmp_path / "out.mkv"))
@@ -281,6 +282,7 @@ def test_result_of_another_process_is_not_replaced(monkeypatch, capsys, tmp_path
     assert target.read_text() == "theirs"
 
 
+@pytest.mark.slow
 def test_two_runs_to_one_target(monkeypatch, capsys, tmp_path, folder, uninterrupted):
     target = tmp_path / "out.mkv"
     hold, held = threading.Event(), threading.Event()

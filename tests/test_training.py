@@ -159,6 +159,7 @@ def test_fast_form_is_the_model(clips):
         torch.testing.assert_close(made.flow[:, n], expected.flow.movedim(1, -1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [0, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fast_form_of_a_network_with_velocity_is_the_model(stride, context):
@@ -179,6 +180,7 @@ def test_fast_form_of_a_network_with_velocity_is_the_model(stride, context):
     torch.testing.assert_close(made.flow[:, 0], expected.flow.movedim(1, -1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_trained_stays_as_it_is(clips, tmp_path):
     recipe = dataclasses.replace(RECIPE, patch=12, context=2, scale=1.5, synthetic=0.5)
     options = dataclasses.replace(SMALL, recipe=recipe, stage_one=2, stage_two=0, motion_share=0.0, blend_weight=0.1)
@@ -371,6 +373,7 @@ def test_mixed_precision_runs(clips, tmp_path):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_bfloat16_has_nearly_the_gradient_of_float32(clips):
     batch = Batches(clips, RECIPE, 2, seed=0)[0]
     gradients = []
@@ -384,6 +387,7 @@ def test_bfloat16_has_nearly_the_gradient_of_float32(clips):
         assert (gradients[1][name] - exact).norm() <= 0.08 * exact.norm(), name
 
 
+@pytest.mark.slow
 def test_shares_of_the_learning_rate(clips, tmp_path):
     """The first step of Adam moves each parameter by its share of the rate, also where a run resumes with another."""
     options = dataclasses.replace(SMALL, stage_one=1, stage_two=0, siren_share=0.5, warm_up=4)
@@ -406,6 +410,7 @@ def test_shares_of_the_learning_rate(clips, tmp_path):
     assert moved(dataclasses.replace(options, stage_one=2, siren_share=0.0)) == 0
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_moves_nothing(clips, tmp_path, monkeypatch, caplog):
     from stif_rt.training import train as module
 
@@ -427,6 +432,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(clips, tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_another_configuration_does_not_resume(clips, tmp_path):
     train(fresh(), clips, SMALL, tmp_path, CPU, 0)
     with pytest.raises(ValueError, match="another configuration"):

@@ -53,6 +53,7 @@ def test_untrained_head_finds_a_shift(shift):
     assert float((v.flatten(1).mean(1) - torch.tensor(shift, dtype=torch.float32)).norm()) < 0.2 * length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [(64, 0), (-48, 56), (90, -30), (0, -80), (84, -84)])
 def test_untrained_head_finds_what_is_fast(shift):
     """Two and three cells of the coarsest level, where Gauss-Newton alone is lost."""
@@ -191,6 +192,7 @@ def test_warp_reads_where_the_flow_points():
     assert warp(maps, flow)[0, 0, 3].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_pair_has_the_velocity_that_was_found():
     """It is the head's, at the frames' size, without the padding."""
     model, frames = fill_model(STIF(STRIDES[1])), moved((3, 1), 32)[0, :, :, :29, :31]
@@ -216,6 +218,7 @@ def backends(config: Config) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", STRIDES)
 def test_given_velocity_on_every_backend(stride):
     """The flow is what it implies, pictures follow it, odd sizes and arrays of any kind are taken; once a batch."""
