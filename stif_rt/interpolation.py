@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stif_rt.runtime import Picture, Runtime
 from stif_rt.runtime.frames import check_frame, check_values
+from stif_rt.schema import convert
 from stif_rt.video import colour
 from stif_rt.video.cuts import THRESHOLD, Cuts, detected_cuts, listed_cuts, no_cuts
 from stif_rt.video.layout import Fit, make_layout
@@ -75,11 +76,11 @@ def interpolate(
         raise ValueError("give either a runtime or weights, not both")
     if scale is not None and size is not None:
         raise ValueError("give either scale or size, not both")
-    if output not in ("float32", "uint8"):
-        raise ValueError(f"output must be 'float32' or 'uint8', not {output!r}")
+    scale = convert(scale, float | None, "scale")
+    fit, output = convert(fit, Fit, "fit"), convert(output, Output, "output")
     rate = parse_number(input_fps, "input_fps")
     rates = output_rates(rate, time_scale, fps, slow_motion)
-    detector = _detector(cuts, cut_threshold)
+    detector = _detector(cuts, convert(cut_threshold, float, "cut_threshold"))
     gap = parse_number(max_gap, "max_gap")
     return _interpolated(
         frames, times, rate, rates.sampling, scale, size, fit, detector, gap, keep_frames, output, runtime, weights

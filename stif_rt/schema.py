@@ -1,17 +1,20 @@
 """Dataclasses and named tuples from files: every value is checked against the annotation of its field."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import numbers
 import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", Fraction: "a ratio", str: "text"}
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -30,8 +33,8 @@ def from_mapping(cls: type[T], values: object, what: str) -> T:
     """An instance of a dataclass whose fields are given by name.
 
     Args:
-        cls: the dataclass. Its fields may be bool, int, float, str, ``Literal``, ``X | None``, tuples, named tuples and
-            dictionaries of these, and other classes, of which there must be instances.
+        cls: the dataclass. Its fields may be bool, int, float, str, ``Literal``, ``X | Y``, ``X | None``, tuples, named
+            tuples and dictionaries of these, and other classes, of which there must be instances.
         values: what a file says; lists stand for tuples.
         what: name of the whole, for errors.
 
@@ -63,10 +66,7 @@ def convert(value: object, annotation: Any, name: str) -> Any:
     """
     kind, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if kind in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (annotation,) = (argument for argument in arguments if argument is not type(None))
-        return convert(value, annotation, name)
+        return _convert_union(value, arguments, name)
     if kind is Literal:
         if not any(value == allowed and type(value) is type(allowed) for allowed in arguments):
             raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {' or '.join(map(repr, arguments))}")
@@ -85,6 +85,20 @@ def convert(value: object, annotation: Any, name: str) -> Any:
     return _convert_scalar(value, annotation, name)
 
 
+def _convert_union(value: object, annotations: tuple[Any, ...], name: str) -> Any:
+    if value is None and type(None) in annotations:
+        return None
+    candidates = [annotation for annotation in annotations if annotation is not type(None)]
+    if len(candidates) == 1:
+        return convert(value, candidates[0], name)
+    for candidate in sorted(candidates, key=lambda candidate: type(value) is not candidate):  # its own type first
+        with contextlib.suppress(ValueError):
+            return convert(value, candidate, name)
+    named = [candidate for candidate in candidates if candidate is not int or float not in candidates]
+    kinds = " or ".join(NAMES.get(candidate, str(candidate)) for candidate in named)
+    raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {kinds}")
+
+
 def _convert_items(value: object, annotations: tuple[Any, ...], name: str) -> list[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"{name} is {reprlib.repr(value)}; it must be a list")
@@ -98,6 +112,12 @@ def _convert_items(value: object, annotations: tuple[Any, ...], name: str) -> li
 def _convert_scalar(value: object, annotation: type, name: str) -> Any:
     if annotation is float and type(value) is int:
         return value
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):  # NumPy's numbers, ratios
+        with contextlib.suppress(OverflowError):
+            if annotation is int and isinstance(value, numbers.Integral):
+                value = int(value)
+            elif annotation is float:
+                value = float(value)
     if type(value) is not annotation or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {NAMES.get(annotation, annotation.__name__)}")
     return value

@@ -97,7 +97,7 @@ def test_uneven_times_and_cuts(runtime):
         (clip(2), {"fps": "fast"}, "fast: give a number"),
         (clip(2), {"scale": 2, "size": (4, 4)}, "either scale or size"),
         (clip(2), {"cuts": "some"}, "cuts must be"),
-        (clip(2), {"output": "int4"}, "output must be"),
+        (clip(2), {"output": "int4"}, "output is"),
         ([np.full((3, *SIZE), 7.0)], {}, "frame 0 has values from 7 to 7"),
         (np.zeros((1, 2, *SIZE, 3), np.uint8), {}, "frame 0 is a batch"),
     ],

@@ -22,6 +22,7 @@ class Example:
     widths: tuple[int, ...] = (64,)
     size: Size | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    time: int | float | str | None = None
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,8 @@ class Example:
         ({"flag": True, "widths": [64, 128], "size": [1, 2]}, Example(True, widths=(64, 128), size=Size(1, 2))),
         ({"flag": True, "widths": [], "size": None}, Example(True, widths=())),
         ({"flag": True, "versions": {"torch": "2"}}, Example(True, versions={"torch": "2"})),
+        ({"flag": True, "time": "1:02"}, Example(True, time="1:02")),
+        ({"flag": True, "time": 2}, Example(True, time=2)),
     ],
 )
 def test_values_of_the_right_type(values, expected):
@@ -53,6 +56,8 @@ def test_values_of_the_right_type(values, expected):
         ({"flag": True, "count": None}, "count is None"),
         ({"flag": True, "rate": float("nan")}, "rate is nan; it must be a finite number"),
         ({"flag": True, "rate": True}, "rate is True"),
+        ({"flag": True, "time": True}, "time is True; it must be a finite number or text"),
+        ({"flag": True, "time": [1]}, r"time is \[1\]"),
         ({"flag": True, "kind": "c"}, "kind is 'c'; it must be 'a' or 'b'"),
         ({"flag": True, "kind": ["a"]}, "kind is"),
         ({"flag": True, "widths": 64}, "widths is 64; it must be a list"),

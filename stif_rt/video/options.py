@@ -1,10 +1,12 @@
 """What decides the pictures and the sound of a render, and what may stop it or hear of it."""
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
+from stif_rt.schema import convert
 from stif_rt.video.layout import Fit
 from stif_rt.video.rates import Number
 
@@ -84,6 +86,12 @@ class RenderOptions:
     image_format: ImageFormat = "png"
     strict: bool = False
     segment_frames: int = SEGMENT_FRAMES
+
+    def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(RenderOptions).items():
+            value = getattr(self, name)
+            value = os.fspath(value) if name == "cuts" and isinstance(value, os.PathLike) else value
+            object.__setattr__(self, name, convert(value, annotation, name))
 
 
 class Progress(NamedTuple):
