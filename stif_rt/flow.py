@@ -18,8 +18,11 @@ def flow_to_image(flow: Tensor, largest: float | None = None) -> Tensor:
         RGB, uint8 [..., H, W, 3], on the flow's device; white where nothing moves or the flow is not finite.
 
     Raises:
+        TypeError: The flow is no tensor.
         ValueError: The flow has another shape, or ``largest`` is not a positive number.
     """
+    if not isinstance(flow, Tensor):
+        raise TypeError(f"a flow is a tensor, not a {type(flow).__name__}; give torch.as_tensor(flow) of an array")
     if flow.ndim < 3 or flow.shape[-3] not in (2, 4) or flow.numel() == 0:
         raise ValueError(f"a flow is [..., 2, H, W] or [..., 4, H, W], not {list(flow.shape)}")
     if largest is not None and not (largest > 0 and math.isfinite(largest)):

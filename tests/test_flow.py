@@ -1,6 +1,7 @@
 import colorsys
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,3 +42,8 @@ def test_by_default_few_are_beyond_the_scale():
 def test_what_is_no_flow_is_refused(shape, largest):
     with pytest.raises(ValueError, match=r"a flow is|positive number"):
         flow_to_image(torch.zeros(shape), largest)
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"not a ndarray; give torch\.as_tensor\(flow\)"):
+        flow_to_image(np.zeros((2, 4, 5)))

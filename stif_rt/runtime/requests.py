@@ -68,9 +68,11 @@ def check_request(
 def _check_times(t: Times, batch: int | None) -> tuple[Tensor, bool]:
     """Times [B, T] on the CPU, and whether T is an axis of what was given. Waits for the device only if t is there."""
     try:
-        given = t.detach().float().cpu().numpy() if isinstance(t, Tensor) else t
+        given = np.asarray(t.detach().float().cpu().numpy() if isinstance(t, Tensor) else t)
+        if given.dtype.kind in "SU" or None in given.flatten().tolist():  # NumPy takes text for numbers, None for NaN
+            raise TypeError("not numbers")
         with np.errstate(over="ignore"):  # what float32 cannot hold lies outside too
-            times = np.asarray("" if given is None else given, dtype=np.float64).astype(np.float32)  # None were NaN
+            times = given.astype(np.float64).astype(np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"t must be a number in [0, 1] or a sequence of them, not {show(t)}") from error
     if times.ndim > (1 if batch is None else 2) or not times.size:
