@@ -295,9 +295,9 @@ def analyse(cubin: bytes, *, kernel: str, shared: int, trips: int | list[int], *
         file.flush()
         usage = tool("cuobjdump", "-res-usage", file.name)
         listing = tool("cuobjdump", "-sass", "-fun", kernel, file.name)
-    found = re.search(rf"Function {kernel}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    assert found, usage
-    registers, stack, static, local = map(int, found.groups())
+    usage_line = re.search(rf"Function {kernel}:\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert usage_line, usage
+    registers, stack, static, local = map(int, usage_line.groups())
     lines = [
         (int(address, 16), opcode, rest)
         for address, opcode, rest in re.findall(

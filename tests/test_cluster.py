@@ -113,16 +113,16 @@ def run(works, ray=None, workers=2, cancel=None, progress=lambda progress: None)
 
 def failing(monkeypatch, *failures):
     """Lets the first calls of workers' ``render`` fail; the segments of all calls, in order."""
-    left, asked, original = list(failures), [], cluster.Worker.render
+    left, rendered, original = list(failures), [], cluster.Worker.render
 
     def render(self, plan, segment):
-        asked.append(segment)
+        rendered.append(segment)
         if left and (error := left.pop(0)) is not None:
             raise error
         return original(self, plan, segment)
 
     monkeypatch.setattr(cluster.Worker, "render", render)
-    return asked
+    return rendered
 
 
 def images(path):
@@ -150,11 +150,11 @@ def test_several_renders_equal_those_by_one_process(folder, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", [LostError("killed"), OSError(5, "stale file handle"), Busy("still locked")])
 def test_what_a_worker_loses_is_rendered_again(folder, expected, monkeypatch, failure):
-    asked = failing(monkeypatch, None, failure, failure)
+    rendered = failing(monkeypatch, None, failure, failure)
     ended, warnings = run(prepare(folder, "a"), workers=1)
     assert isinstance(ended["a"], Rendered)
     assert same_pictures(images(folder / "a"), expected)
-    assert sorted(asked) == [0, 1, 1, 2, 2] or sorted(asked) == [0, 1, 1, 1, 2]
+    assert sorted(rendered) == [0, 1, 1, 2, 2] or sorted(rendered) == [0, 1, 1, 1, 2]
     assert len(warnings) == (2 if isinstance(failure, LostError) else 0)
     assert all("a worker on" in text and "was lost; segment" in text for text in warnings)
 
@@ -178,10 +178,10 @@ def test_a_segment_that_is_always_lost_fails_its_render_alone(folder, monkeypatc
 
 
 def test_a_fault_of_the_input_is_not_tried_again(folder, monkeypatch):
-    asked = failing(monkeypatch, ValueError("the input is broken"))
+    rendered = failing(monkeypatch, ValueError("the input is broken"))
     ended, warnings = run(prepare(folder, "a"), workers=1)
     assert str(ended["a"]) == "the input is broken"
-    assert asked == [0]
+    assert rendered == [0]
     assert not warnings
     assert sorted(path.name for path in folder.iterdir()) == ["in", "w.safetensors"]
 
@@ -200,10 +200,10 @@ def test_what_is_finished_is_kept_and_gone_on_with(folder, expected, monkeypatch
     assert not list(workspace_path(folder / "a").glob("partial*"))
     with pytest.raises(FileExistsError, match="--resume"):
         prepare(folder, "a")
-    asked, seen = failing(monkeypatch), []
+    rendered, seen = failing(monkeypatch), []
     ended, _ = run(prepare(folder, "a", resume=True), progress=seen.append)
     assert ended["a"].frames == 9
-    assert sorted(asked) == [1, 2]
+    assert sorted(rendered) == [1, 2]
     assert seen[0].resumed == 4
     assert same_pictures(images(folder / "a"), expected)
 

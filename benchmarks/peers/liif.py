@@ -157,12 +157,12 @@ class LIIF(nn.Module):
     def neighbours(position: Tensor, size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
         """The four cells around each place, float64 [Q, 2], and their weights [Q], which sum to one."""
         below = position.floor()
-        share = position - below
+        fraction = position - below
         most = position.new_tensor(size) - 1
         low, high = below.clamp(min=0).minimum(most), (below + 1).clamp(min=0).minimum(most)
         indices, weights = [], []
-        for row, y in ((low, 1 - share), (high, share)):
-            for column, x in ((low, 1 - share), (high, share)):
+        for row, y in ((low, 1 - fraction), (high, fraction)):
+            for column, x in ((low, 1 - fraction), (high, fraction)):
                 indices.append(torch.stack((row[:, 0], column[:, 1]), 1))
                 weights.append(y[:, 0] * x[:, 1])
         return indices, weights

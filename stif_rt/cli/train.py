@@ -106,7 +106,7 @@ def train(
     most_bytes = parse_bytes(max_cache, "--max-cache")
     clips = load_clips(data, frames, downscale, most_bytes)
     held_out = load_clips(validation, frames, downscale, most_bytes) if validation else []
-    stills = [image for path in pictures or [] for image in load_pictures(path)]
+    still_images = [image for path in pictures or [] for image in load_pictures(path)]
     torch.manual_seed(options.seed)
     model = STIF(CONFIGS[config]) if start_from is None else load_model(find_weights(start_from))
     curves = summary_writer(output) if tensorboard and is_first_process() else None
@@ -148,7 +148,7 @@ def train(
 
     with progress_bar() as progress:
         task = progress.add_task("training", total=total)
-        usable = train_model(model, clips, options, output, torch_device, workers, report, checkpoint, stills)
+        usable = train_model(model, clips, options, output, torch_device, workers, report, checkpoint, still_images)
     if is_first_process() and not seconds:
         console.print(f"{output / 'last.pt'} holds a finished run of {total} iterations: nothing was left to do")
     if is_first_process():

@@ -62,8 +62,8 @@ class Reproduction:
             model: Loads a model of this package.
             peer: Finds a method that the paper compares with.
         """
-        ours = "this" if "stif" in files else "this (the bundled weights)"
-        self.others = {name: ours if name == OURS else name for name in methods}
+        label = "this" if "stif" in files else "this (the bundled weights)"
+        self.others = {name: label if name == OURS else name for name in methods}
         made = dict(methods)
         for row in self.paper.rows:
             method, needed = row_networks(row.method, files)
@@ -111,8 +111,8 @@ class Reproduction:
                 if figure is None:
                     cells.append("-")
                 else:
-                    ours = self._cell(results, self.names.get(row.label), column)
-                    cells.append(f"{ours} (paper: {figure.psnr:.2f} / {figure.ssim:.4f})".strip())
+                    cell = self._cell(results, self.names.get(row.label), column)
+                    cells.append(f"{cell} (paper: {figure.psnr:.2f} / {figure.ssim:.4f})".strip())
             rows.append([row.label, *cells])
         for name, label in self.others.items():
             rows.append([label, *(self._cell(results, name, column) for column in self.paper.columns)])

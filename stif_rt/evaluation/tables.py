@@ -30,11 +30,11 @@ def markdown(means: list[Mean], dataset: str | None) -> str:
     """One table for each scale and length, with the paper's figure where it has one; then one row a clip."""
     sections = []
     for scale, length in sorted({(mean.scale, mean.length) for mean in means}):
-        chosen = [mean for mean in means if (mean.scale, mean.length) == (scale, length)]
+        selected = [mean for mean in means if (mean.scale, mean.length) == (scale, length)]
         sections.append(f"## Space x{scale:g}, time x{length - 1}: windows of {length} frames\n")
-        sections.append(_section([mean for mean in chosen if mean.clip is None], dataset))
+        sections.append(_section([mean for mean in selected if mean.clip is None], dataset))
         clips = [
-            mean for mean in chosen if mean.clip is not None and mean.texture == "all" and mean.frames == "average"
+            mean for mean in selected if mean.clip is not None and mean.texture == "all" and mean.frames == "average"
         ]
         rows = [[mean.clip or "", str(mean.number), mean.method, *_metrics(mean)] for mean in clips]
         sections.append(table(["clip", "windows", "method", "RGB PSNR", "luma PSNR", "SSIM"], rows))

@@ -136,8 +136,8 @@ class VelocityHead(nn.Module):
         normalised, of both frames, [2, B, 3, h, w].
         """
         moved, still = _difference(*_warp_both(colours, v)), _difference(*colours.unbind())
-        share = torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
-        return share * (still / VISIBLE).clamp(max=1)
+        weight = torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
+        return weight * (still / VISIBLE).clamp(max=1)
 
 
 class Block(nn.Module):

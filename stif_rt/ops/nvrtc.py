@@ -56,8 +56,8 @@ def compile_source(
 
     source = source_file.read_bytes()
     version = checked(nvrtc.nvrtcVersion())
-    said = " ".join((architecture, str(version), *definitions)).encode()
-    key = hashlib.sha256(b"%s %s" % (source, said)).hexdigest()[:32]
+    variant = " ".join((architecture, str(version), *definitions)).encode()
+    key = hashlib.sha256(b"%s %s" % (source, variant)).hexdigest()[:32]
     folder = cache_folder()
     cached = folder and folder / f"{source_file.stem}-{architecture}-{key}"
     with _locks.setdefault(key, threading.Lock()):

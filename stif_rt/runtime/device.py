@@ -60,13 +60,16 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if both else torch.float32
 
 
-SHARE, MOST, UNKNOWN = 4, 4 << 30, 1 << 30
+FREE_PARTS = 4
+"""A runtime works with one of so many parts of the memory that is free."""
+LARGEST_DEFAULT = 4 << 30
+FALLBACK = 1 << 30  # where it is not known how much is free
 
 
 def default_memory(device: torch.device) -> int:
     """Bytes of ``max_memory`` where the user gives none: a quarter of what is free on the device, at most 4 GiB."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return UNKNOWN if free is None else max(min(free // SHARE, MOST), 1)
+    return FALLBACK if free is None else max(min(free // FREE_PARTS, LARGEST_DEFAULT), 1)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

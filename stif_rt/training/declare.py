@@ -27,11 +27,11 @@ def declared(kind: type) -> list[Field[Any]]:
 def parameters(kind: type) -> list[inspect.Parameter]:
     """The options of a dataclass as parameters that typer understands."""
     types = get_type_hints(kind)
-    found = []
+    parameters = []
     for known in declared(kind):
         metadata = dict(known.metadata)
         told = typer.Option(rich_help_panel=metadata.pop("group"), **metadata)
         annotation = Annotated[types[known.name], told]  # type: ignore[valid-type, name-defined]  # not a static type
         keyword = inspect.Parameter.KEYWORD_ONLY
-        found.append(inspect.Parameter(known.name, keyword, default=known.default, annotation=annotation))
-    return found
+        parameters.append(inspect.Parameter(known.name, keyword, default=known.default, annotation=annotation))
+    return parameters

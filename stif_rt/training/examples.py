@@ -160,11 +160,11 @@ class Batches(Dataset[Batch]):
         recipe, side = self.recipe, cut.side
         if rng.random() < recipe.synthetic:
             return self._in_motion(rng, cut)
-        places = [self._place(rng, side) for _ in range(recipe.candidates)]
-        window = max(places, key=_interest) if len(places) > 1 else places[0]
+        windows = [self._random_window(rng, side) for _ in range(recipe.candidates)]
+        window = max(windows, key=_crop_score) if len(windows) > 1 else windows[0]
         length = len(window)
         order = self._targets(rng, length)
-        window = np.ascontiguousarray(_turn(window[np.concatenate(([0, length - 1], order))], rng))
+        window = np.ascontiguousarray(_random_flip_rotate(window[np.concatenate(([0, length - 1], order))], rng))
         if rng.random() < 0.5:  # time runs backwards
             window[[0, 1]], order = window[[1, 0]], length - 1 - order
         images = torch.from_numpy(window).permute(0, 3, 1, 2).float() / 255
@@ -183,14 +183,14 @@ class Batches(Dataset[Batch]):
             order = np.concatenate(([length // 2], order[order != length // 2]))[: len(order)]
         return order
 
-    def _place(self, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    def _random_window(self, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
         """A random window of a clip, [length, side, side, 3]."""
         length = int(rng.integers(self.recipe.shortest_window, self.recipe.window + 1))
         counts = np.array([len(firsts) for firsts in self.windows[length]])
-        share = np.sqrt(counts)  # a long film must not crowd out short clips
-        chosen = int(rng.choice(len(counts), p=share / share.sum()))
-        clip = self.clips[chosen]
-        first = self.windows[length][chosen][rng.integers(counts[chosen])]
+        weights = np.sqrt(counts)  # a long film must not crowd out short clips
+        index = int(rng.choice(len(counts), p=weights / weights.sum()))
+        clip = self.clips[index]
+        first = self.windows[length][index][rng.integers(counts[index])]
         _, H, W, _ = clip.frames.shape
         y, x = rng.integers(H - side + 1), rng.integers(W - side + 1)
         return clip.frames[first : first + length, y : y + side, x : x + side]
@@ -212,7 +212,7 @@ class Batches(Dataset[Batch]):
         else:
             clip = self.clips[rng.integers(len(self.clips))]
             picture = clip.frames[rng.integers(len(clip.frames))]
-        return _turn(picture[None], rng)[0]
+        return _random_flip_rotate(picture[None], rng)[0]
 
     def _finish(
         self, rng: np.random.Generator, images: Tensor, times: Tensor, flow: Tensor, visible: Tensor, cut: "_Cut"
@@ -231,7 +231,7 @@ class Batches(Dataset[Batch]):
         return frames, times, images[2:, :, inner, inner], flow[:, inner, inner], visible[:, inner, inner]
 
 
-def _interest(patch: NDArray[np.uint8]) -> float:
+def _crop_score(patch: NDArray[np.uint8]) -> float:
     """How much there is to learn: change from the first to the last frame, seen coarsely, and detail in the first.
 
     Detail is the mean step between neighbours in a row; it counts twice, so that still places are taken too.
@@ -241,7 +241,7 @@ def _interest(patch: NDArray[np.uint8]) -> float:
     return float(np.abs(last - first).mean() + 2 * detail.mean())
 
 
-def _turn(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _random_flip_rotate(patch: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """A view of [n, h, w, 3], flipped and rotated by right angles."""
     patch = np.rot90(patch, int(rng.integers(4)), axes=(1, 2))
     return patch[:, :, ::-1] if rng.random() < 0.5 else patch

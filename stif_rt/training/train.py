@@ -153,8 +153,8 @@ def levels_error(levels: tuple[Tensor, ...], batch: Batch) -> Tensor:
         known = (area > 0.5).float()
         expected = F.adaptive_avg_pool2d(truth, size) / area.clamp(min=1e-4)
         distance = ((v - expected).square().sum(1, keepdim=True) + 1e-4).sqrt()
-        share = LEVEL_SHARES[number // 2] * (1.0 if number % 2 else 0.5)
-        total = total + share * (distance * known).sum() / known.sum().clamp(min=1)
+        level_weight = LEVEL_SHARES[number // 2] * (1.0 if number % 2 else 0.5)
+        total = total + level_weight * (distance * known).sum() / known.sum().clamp(min=1)
     return total
 
 
@@ -221,8 +221,8 @@ class FastForm(nn.Module):
         unit = self.model.config.multiple
         padded = F.pad(frames.flatten(0, 1), (0, -w % unit, 0, -h % unit), mode="replicate").unflatten(0, (-1, 2))
         with torch.set_grad_enabled(self.train_motion and torch.is_grad_enabled()), self._mixed(frames):
-            found: Velocities = head(*(head.extract(padded[:, k])[1] for k in (0, 1)))
-        return found
+            velocities: Velocities = head(*(head.extract(padded[:, k])[1] for k in (0, 1)))
+        return velocities
 
     @property
     def _half(self) -> bool:
@@ -359,9 +359,9 @@ class Objective(nn.Module):
         """warmth: of the learning rate, from 1 on downwards; the weights of what guides the flow follow it."""
         options, known = self.options, bool(batch.visible.any())
         if options.flow_only:
-            found = self.fast.velocities(batch.frames)
-            wrong = levels_error(found.levels, batch)
-            return Losses(wrong + options.smooth_weight * slope(found.velocity, batch.frames), wrong, None)
+            velocities = self.fast.velocities(batch.frames)
+            wrong = levels_error(velocities.levels, batch)
+            return Losses(wrong + options.smooth_weight * slope(velocities.velocity, batch.frames), wrong, None)
         size = (batch.truth.shape[-2], batch.truth.shape[-1])
         made = self.fast(batch.frames, batch.times, size, batch.context)
         picture = charbonnier(made.rgb, batch.truth)

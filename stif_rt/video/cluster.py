@@ -294,7 +294,7 @@ class Member:
     """A worker, as the machine that started it sees it.
 
     about: what it has said of itself; None until it can be given work. segment: what it renders; frames: how many of
-    that are done. asked: whether another call than that of rendering waits for its answer. failures: how often in a row
+    that are done. busy: whether another call than that of rendering waits for its answer. failures: how often in a row
     it did not start. rest: when it may be asked again, on the performance counter.
     """
 
@@ -302,7 +302,7 @@ class Member:
     about: About | None = None
     segment: tuple[Work, int] | None = None
     frames: int = 0
-    asked: bool = False
+    busy: bool = False
     failures: int = 0
     rest: float = 0.0
 
@@ -370,8 +370,8 @@ class Pool:
             self._warn(f"none of {len(self._members)} workers has started yet; the cluster may be busy")
             self._silence = now
         for member in self._members:
-            if member.about is None and not member.asked and member.rest <= now:
-                member.asked = True
+            if member.about is None and not member.busy and member.rest <= now:
+                member.busy = True
                 self._calls[member.actor.about.remote()] = functools.partial(self._greeted, member)
             elif member.about is not None and member.segment is None:
                 ready = ((work, n) for work in works for n, when in work.waiting.items() if when <= now)
@@ -388,8 +388,8 @@ class Pool:
     def _listen(self) -> None:
         """Waits for an answer, a moment at most, and takes all that there are."""
         for member in self._members:
-            if member.segment and not member.asked:
-                member.asked = True
+            if member.segment and not member.busy:
+                member.busy = True
                 call = member.actor.frames.remote()
                 self._minor[call] = functools.partial(self._counted, member, member.segment)
         if self._calls:
@@ -409,7 +409,7 @@ class Pool:
 
     def _greeted(self, member: Member, about: About | None, error: Exception | None) -> None:
         """A worker has said what it is, or could not be started."""
-        member.asked = False
+        member.busy = False
         if about is not None and about.version == VERSION:
             member.about, member.failures = about, 0
         elif about is not None:
@@ -422,7 +422,7 @@ class Pool:
 
     def _counted(self, member: Member, segment: tuple[Work, int], frames: int | None, error: Exception | None) -> None:
         """A worker has said how many frames of its segment are done."""
-        member.asked = False
+        member.busy = False
         if member.segment is segment and frames is not None:
             member.frames = frames
 

@@ -48,15 +48,15 @@ def _probe(job: Job, runtime: Runtime) -> float:
     """Seconds of the network for the whole job."""
     frames = list(itertools.islice(job.reader.read(job.start), 2))
     before, after = flatten(frames[0].picture), flatten(frames[-1].picture)
-    laps = [0.0, 0.0]
+    start = encoded = 0.0
     for _ in range(2):  # the first time, much is prepared
-        laps[0] = time.perf_counter()
+        start = time.perf_counter()
         pair = runtime.encode(before, after)
         _wait(runtime)
-        laps[1] = time.perf_counter()
+        encoded = time.perf_counter()
         pair.render(0.5, size=job.layout.picture, region=job.layout.region)
         _wait(runtime)
-    encode, render = laps[1] - laps[0], time.perf_counter() - laps[1]
+    encode, render = encoded - start, time.perf_counter() - encoded
     expected = job.expected or 0
     pairs = expected / max(job.rates.sampling / job.reader.rate, Fraction(1))
     return float(pairs) * encode + expected * render

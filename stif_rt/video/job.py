@@ -216,13 +216,15 @@ def _weights_identity(weights: str | Path | None) -> str:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """In words, in what two descriptions differ; empty where they are equal."""
-    said = []
+    differences = []
     for key in ours.keys() | theirs.keys():
         a, b = theirs.get(key), ours.get(key)
         if key == "dtype" and None in (a, b):
             continue  # several processes may differ in it
         if isinstance(a, dict) and isinstance(b, dict):
-            said += [f"{name} was {a.get(name)}, is {b.get(name)}" for name in a | b if a.get(name) != b.get(name)]
+            differences += [
+                f"{name} was {a.get(name)}, is {b.get(name)}" for name in a | b if a.get(name) != b.get(name)
+            ]
         elif a != b:
-            said.append(f"{key} was {a}, is {b}" if key not in ("input files", "weights") else f"{key} changed")
-    return "; ".join(sorted(said))
+            differences.append(f"{key} was {a}, is {b}" if key not in ("input files", "weights") else f"{key} changed")
+    return "; ".join(sorted(differences))

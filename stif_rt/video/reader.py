@@ -260,10 +260,12 @@ def choose_video(path: Path) -> int:
     Raises:
         ValueError: if there is none.
     """
-    stills = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
-    stills |= av.stream.Disposition.timed_thumbnails
+    still_flags = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
+    still_flags |= av.stream.Disposition.timed_thumbnails
     with open_input(path, Notices()) as container:
-        streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & stills]
+        streams = [
+            s for s in container.streams.video if s.codec_context is not None and not s.disposition & still_flags
+        ]
         if len(streams) + len(container.streams.audio) > 1:  # a picture alone is what there is to be shown
             streams = [s for s in streams if s.codec_context.name not in PICTURE_CODECS or _moves(path, s)]
         if not streams:
@@ -326,14 +328,14 @@ class _Decoder:
         """All packets of the chosen stream, moved where the file's clock jumps."""
         for packet in demuxed(self.container, self._unreadable):
             self.continuity.correct(packet)
-            chosen = packet.stream_index == self.stream.index
+            is_video = packet.stream_index == self.stream.index
             last = packet.dts if packet.pts is None else packet.pts
             if last is not None:
                 end = (last + (packet.duration or 0)) * packet.time_base
                 self.end = max(self.end, end)
-                if chosen:
+                if is_video:
                     self.video_end = max(self.video_end, end)
-            if chosen:
+            if is_video:
                 self.first_dts = packet.dts if self.first_dts is None else self.first_dts
                 yield packet
 

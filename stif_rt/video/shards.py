@@ -265,10 +265,10 @@ class Processes:
 
     def wait(self, cancel: Cancellation) -> None:
         """Until all have ended. RuntimeError where one has failed, Cancelled where they were stopped."""
-        asked = False
+        stop_sent = False
         while any(process.poll() is None for process in self._processes):
-            if cancel.requested and not asked:
-                asked = True
+            if cancel.requested and not stop_sent:
+                stop_sent = True
                 for process in self._processes:
                     _interrupt(process)
             cancel.check()
@@ -278,8 +278,8 @@ class Processes:
         failed = [shard for shard, process in enumerate(self._processes) if process.returncode not in (0, 3)]
         if failed:
             self._readers[failed[0]].join()
-            said = "; ".join(self._messages[failed[0]]) or f"exit status {self._processes[failed[0]].returncode}"
-            raise RuntimeError(f"{len(failed)} of {len(self._processes)} processes failed: {said}")
+            reason = "; ".join(self._messages[failed[0]]) or f"exit status {self._processes[failed[0]].returncode}"
+            raise RuntimeError(f"{len(failed)} of {len(self._processes)} processes failed: {reason}")
 
     def __enter__(self) -> "Processes":
         return self

@@ -120,11 +120,11 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
-    chosen = INTERPRETED
+    configurations = INTERPRETED
     if device.type == "cuda":
-        chosen = launches(torch.cuda.get_device_capability(device), dtype)
+        configurations = launches(torch.cuda.get_device_capability(device), dtype)
     with torch.no_grad():
-        return TritonKernels(fold(functions.to(device).float(), TURNS), dtype, chosen)
+        return TritonKernels(fold(functions.to(device).float(), TURNS), dtype, configurations)
 
 
 @dataclass(frozen=True)
