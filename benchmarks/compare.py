@@ -45,7 +45,7 @@ from stif_rt import Runtime, interpolate
 from stif_rt.data.resize import degrade
 from stif_rt.evaluation.metrics import psnr, ssim
 from stif_rt.model.checkpoints import load_model
-from stif_rt.runtime import bundled_weights
+from stif_rt.runtime import bundled_weights, weights_for_scale
 from stif_rt.timing import time_steps
 
 CPU = torch.device("cpu")
@@ -72,12 +72,16 @@ class Entry(NamedTuple):
 
 
 def stif_rt_render(peers: Peers) -> Render:
-    """With what ``Runtime.load`` chooses by itself."""
-    return through(Runtime.load(device=CPU))
+    """With the bundled weights that fit the scale, as ``stif-rt render`` takes them."""
+    load = functools.cache(functools.partial(Runtime.load, device=CPU))
+    return through(lambda scale: load(weights_for_scale(scale)))
 
 
-def through(runtime: Runtime) -> Render:
+def through(runtime_of: Callable[[float], Runtime]) -> Render:
+    """runtime_of: what makes the pictures, given how many output pixels an input pixel becomes along each side."""
+
     def render(frames: Frames, time_scale: int, size: Size) -> Iterator[Any]:
+        runtime = runtime_of(size[0] / frames[0].shape[0])
         made = interpolate(frames, time_scale=time_scale, size=size, cuts="none", runtime=runtime)
         return itertools.islice(made, (len(frames) - 1) * time_scale)
 
@@ -92,7 +96,8 @@ def onnx_encoder(peers: Peers) -> Render:
         raise Unsupported(f"exporting needs more packages ({error}): pip install 'stif-rt[export]'") from error
     with tempfile.TemporaryDirectory() as folder:
         bundles.write_bundle(load_model(bundled_weights()), Path(folder) / "bundle", "onnx")
-        return through(Runtime.load(Path(folder) / "bundle", device=CPU))
+        runtime = Runtime.load(Path(folder) / "bundle", device=CPU)
+    return through(lambda scale: runtime)
 
 
 def plain(compile: bool) -> Callable[[Peers], Render]:

@@ -1,5 +1,7 @@
 """Frames in, frames out, for people who read and write their own: what ``stif-rt render`` does between two files."""
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stif_rt.runtime import Picture, Runtime
+from stif_rt.runtime import Picture, Runtime, weights_for_scale
 from stif_rt.runtime.frames import check_frame, check_values
 from stif_rt.schema import convert
 from stif_rt.video import colour
@@ -64,7 +66,8 @@ def interpolate(
         keep_frames: where the size stays, give the input's frames at their own times, not rendered ones.
         output: ``uint8``, [H, W, 3] in 0..255, or ``float32``, [3, H, W] in [0, 1].
         runtime: makes the pictures; by default ``Runtime.load(weights)``.
-        weights: a weights file or a bundle, instead of a runtime.
+        weights: a weights file, a bundle or a name, instead of a runtime; by default the bundled weights that fit the
+            scale.
 
     Yields:
         NumPy arrays where the first frame is one (or a PIL picture), else tensors on the runtime's device.
@@ -103,7 +106,11 @@ def _interpolated(
     weights: str | Path | None,
 ) -> Iterator[NDArray[Any] | Tensor]:
     """The generator of ``interpolate``, whose arguments are checked when it is called."""
-    runtime = runtime or Runtime.load(weights)
+    if runtime is None:
+        if weights is None:
+            frames, factor = _known_scale(frames, scale, size)
+            weights = weights_for_scale(factor)
+        runtime = Runtime.load(weights)
     as_arrays: list[bool] = []
     timed = _timed(frames, times, rate, runtime.device, as_arrays)
     render_pair: NetworkRenderer | None = None
@@ -120,6 +127,21 @@ def _interpolated(
             else:
                 rgb = rgb.clone()
             yield np.asarray(rgb.cpu()) if as_arrays[0] else rgb
+
+
+def _known_scale(
+    frames: Iterable[Picture], scale: float | None, size: tuple[int, int] | None
+) -> tuple[Iterable[Picture], float]:
+    """The frames, and how many output pixels an input pixel becomes along each side, in the mean."""
+    if size is None:
+        return frames, 1 if scale is None else scale
+    waiting = iter(frames)
+    first = list(itertools.islice(waiting, 1))
+    factor = 1.0
+    if first:
+        h, w = check_frame(first[0], "frame 0").pixels.shape[-2:]
+        factor = math.sqrt(size[0] * size[1] / (h * w))
+    return itertools.chain(first, waiting), factor
 
 
 def _timed(

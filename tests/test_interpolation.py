@@ -44,6 +44,31 @@ def test_frames_of_the_input_are_kept_where_the_size_stays(runtime, keep):
     assert all(np.array_equal(out[2 * n], picture(n, SIZE)) == keep for n in range(4))
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({}, "stif-i"), ({"scale": 1.25}, "stif-i"), ({"scale": 2}, "stif-s"), ({"size": (20, 36)}, "stif-i"),
+     ({"size": (36, 64)}, "stif-s")],
+)  # fmt: skip
+def test_bundled_weights_are_those_that_fit_the_scale(options, name):
+    made = interpolate(iter(clip(2)), time_scale=2, **options)
+    expected = interpolate(clip(2), time_scale=2, weights=name, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize(("scale", "name"), [(1, "stif-i"), (2, "stif-s")])
+def test_render_video_takes_the_bundled_weights_that_fit_the_scale(tmp_path, scale, name):
+    write_video(tmp_path / "in.mp4", clip(2))
+    for target, weights in (("default", None), ("named", name)):
+        render_video(tmp_path / "in.mp4", tmp_path / target, time_scale=2, scale=scale, weights=weights)
+    for path in sorted((tmp_path / "named").iterdir()):
+        assert path.read_bytes() == (tmp_path / "default" / path.name).read_bytes()
+
+
+def test_no_frames_of_a_size_are_no_frames():
+    with pytest.raises(ValueError, match="frame"):
+        list(interpolate([], size=(8, 8)))
+
+
 def test_every_kind_of_frame(runtime):
     """Arrays give arrays, tensors give tensors, with one result."""
     arrays = clip(2)

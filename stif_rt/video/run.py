@@ -75,7 +75,8 @@ def render_video(
         input: a video file, or a folder of images in the order of their names.
         output: a video file (.mp4, .mkv, .mov, .webm), or a folder for PNG images.
         runtime: makes the pictures; by default ``Runtime.load(weights)``.
-        weights: a weights file or a bundle, instead of a runtime.
+        weights: a weights file, a bundle or a name, instead of a runtime; by default the bundled weights that fit the
+            scale.
         overwrite: replace an output that exists, and discard what an earlier run has finished of it.
         resume: go on with what an earlier run with the same options has finished.
         progress: called after each frame.
@@ -94,9 +95,10 @@ def render_video(
     if runtime is not None and weights is not None:
         raise ValueError("give either a runtime or weights, not both")
     job = make_job(Path(input), Path(output), RenderOptions(**options), overwrite)
-    return run_job(
-        job, runtime or Runtime.load(weights), weights, overwrite, resume, progress, cancel or Cancellation()
-    )
+    if runtime is None:
+        weights = job.fitting_weights() if weights is None else weights
+        runtime = Runtime.load(weights)
+    return run_job(job, runtime, weights, overwrite, resume, progress, cancel or Cancellation())
 
 
 def run_job(
