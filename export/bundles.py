@@ -89,6 +89,7 @@ def rebuild_engine(bundle: Bundle, cache: Path | None = None, progress: Progress
 
 
 def tool_versions() -> dict[str, str]:
+    """The versions of the packages that make a bundle, of those that are installed."""
     versions = {}
     for package in TOOLS:
         try:

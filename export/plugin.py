@@ -42,6 +42,7 @@ def formats(
     bias: trtp.TensorDesc,
     outputs: tuple[trtp.TensorDesc],
 ) -> list[trtp.AutoTuneCombination]:
+    """The combinations of dtype and layout that TensorRT may choose from."""
     return [trtp.AutoTuneCombination(types, "LINEAR") for types in COMBINATIONS]
 
 

@@ -153,3 +153,16 @@ def test_public_functions_say_what_they_take_and_give(function):
     assert ("Args" in found) == bool(set(signature.parameters) - {"self", "cls"})
     given = signature.return_annotation not in (None, "None", bool, "bool")
     assert ("Returns" in found or "Yields" in found) == given
+
+
+def test_functions_have_docstrings():
+    """Those of modules, public ones; and classes. Methods may have that of what they implement."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    silent = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in SOURCES
+        if not path.is_relative_to(ROOT / "tests")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
+    assert not silent

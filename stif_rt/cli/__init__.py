@@ -68,6 +68,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
+    """Print the version and end, where it is wanted."""
     if wanted:
         typer.echo(f"stif-rt {VERSION}")
         raise typer.Exit
@@ -80,6 +81,7 @@ def common(
         bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
+    """Set up what all commands share: messages on standard error, as many as are wanted."""
     from rich.logging import RichHandler
 
     state["verbose"] = verbose
@@ -90,4 +92,5 @@ def common(
 
 
 def main() -> Any:
+    """Run the command line of this process; it ends in SystemExit."""
     return run(app)

@@ -74,6 +74,7 @@ def chosen_size(size: str | None, width: int | None, height: int | None) -> tupl
 
 
 def assignment(text: str, option: str) -> tuple[str, str]:
+    """Key and value of ``KEY=VALUE``. Raises ValueError for anything else."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise ValueError(f"{option} {text}: give KEY=VALUE")

@@ -34,6 +34,8 @@ from stif_rt.runtime import Runtime, choose_device, find_weights
 
 
 class SSIM(str, Enum):
+    """The window of SSIM, or none at all."""
+
     none = "none"
     gaussian = "gaussian"
     uniform = "uniform"
@@ -161,6 +163,7 @@ def parse_weights(texts: list[str]) -> dict[str, Path]:
 
 
 def named(given: str, option: str, taken: Iterable[str]) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``. Raises ValueError for anything else, and for a name that is taken."""
     name, equals, value = given.partition("=")
     if not (name and equals and value) or name == BASELINE or name in taken:
         raise ValueError(f"{option} {given}: give NAME=..., a name of your own")

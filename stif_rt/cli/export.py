@@ -191,6 +191,7 @@ def verify(
 
 
 def load(weights: Path | None) -> STIF:
+    """The network of a file, or of the bundled weights, for inference."""
     return load_model(find_weights(weights)).eval()
 
 
@@ -224,6 +225,7 @@ def encoder_size(config: Config, text: str, option: str, batch: int) -> Size:
 
 
 def report(output: Path, what: str) -> None:
+    """Say on the terminal that a file or a folder was written, and how large it is."""
     files = [output] if output.is_file() else list(output.iterdir())
     mebibytes = sum(file.stat().st_size for file in files) / 2**20
     console.print(f"wrote {output}: {what}, {mebibytes:.1f} MiB", highlight=False, markup=False)

@@ -100,6 +100,7 @@ def candidates(config: Config) -> Iterator[tuple[str, str, dict[str, str | None]
 
 
 def installed(package: str) -> str:
+    """The version of a package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -51,6 +51,7 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def parse_rate(text: str, option: str) -> Fraction:
+    """Frames per second as users write them. Raises ValueError, which names the option."""
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:

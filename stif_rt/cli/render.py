@@ -29,6 +29,7 @@ Exit status: 0 done; 1 an error, no output; 2 wrong usage; 3 done, with warnings
 
 
 def option(help: str, *names: str, panel: str, **settings: Any) -> Any:
+    """An option of the command line, listed in a panel of ``--help``."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 

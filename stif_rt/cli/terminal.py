@@ -72,6 +72,7 @@ class Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
+    """A bar with count, rate and remaining time, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

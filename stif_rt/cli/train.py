@@ -170,6 +170,7 @@ _declare()
 
 
 def summary_writer(folder: Path) -> Any:
+    """A writer of TensorBoard's files. Raises CannotRunError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -50,6 +50,8 @@ BUNDLE_ENGINES = {
 
 
 class Engine(Protocol):
+    """What runs an encoder; see the module's docstring for how it is called."""
+
     name: str
 
     def __call__(self, frames: Tensor, velocity: Tensor | None = None) -> Features: ...

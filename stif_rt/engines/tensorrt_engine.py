@@ -51,6 +51,7 @@ def build(bundle: Bundle, device: torch.device) -> "TensorRTEngine":
 
 
 def check_available(device: torch.device, dtype: torch.dtype, flavour: str) -> None:
+    """Raise CannotRunError, with the reason, where engines of this flavour cannot run on the device."""
     reason = unavailable_reason(device, dtype, flavour)
     if reason is not None:
         raise CannotRunError(f"the encoder engine {flavour!r} cannot run: {reason}")
@@ -91,6 +92,7 @@ def check_key(built: dict[str, str] | None, here: dict[str, str], folder: Path) 
 
 
 def make_logger(trt: Any) -> Any:
+    """A logger that shows errors only."""
     return trt.Logger(trt.Logger.ERROR)
 
 

@@ -35,6 +35,8 @@ class Row(NamedTuple):
 
 
 class PaperTable(NamedTuple):
+    """One of the paper's tables: its columns, and its rows with a figure for each column, or None."""
+
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]

@@ -54,6 +54,7 @@ class Features(NamedTuple):
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size of its input, or divides it by ``stride``. kernel: a side of it, odd."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
@@ -89,6 +90,7 @@ def _fuses(x: Tensor) -> bool:
 
 
 def upsample2(x: Tensor) -> Tensor:
+    """[B, C, h, w] enlarged to [B, C, 2h, 2w] bilinearly."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -104,6 +106,7 @@ class ResidualBlock(nn.Module):
             nn.init.constant_(cast(Tensor, layer.bias), 0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x, and the result: [B, C, h, w]."""
         return self.conv2(conv_relu(self.conv1, x)).add_(x)
 
 
@@ -120,6 +123,7 @@ class DeformableConv(nn.Module):
         nn.init.constant_(cast(Tensor, self.conv_offset_mask.bias), 0)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x, guide, and the result: [B, C, h, w]. Offsets and modulation come from ``guide``."""
         offset, mask = self.conv_offset_mask(guide).split((OFFSETS, OFFSETS // 2), 1)
         return deform_conv2d(x, offset, mask.sigmoid(), self.weight, self.bias)
 
@@ -135,6 +139,7 @@ class PyramidConvs(nn.Module):
         self.fea_L3_conv2 = conv(CHANNELS, CHANNELS)
 
     def pyramid(self, level1: Tensor) -> Pyramid:
+        """The pyramid of a map [B, 64, h, w], whose sides are multiples of 4."""
         level2 = conv_leaky(self.fea_L2_conv2, conv_leaky(self.fea_L2_conv1, level1))
         level3 = conv_leaky(self.fea_L3_conv2, conv_leaky(self.fea_L3_conv1, level2))
         return level1, level2, level3
@@ -208,11 +213,14 @@ class StateAlignment(PyramidConvs):
 
 
 class Gates(nn.Module):
+    """The convolution that gives the gates of a ConvLSTM."""
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = conv(2 * CHANNELS, 4 * CHANNELS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The four gates before their activations, [B, 256, h, w], of input and state together, [B, 128, h, w]."""
         return self.conv(x)
 
 
@@ -226,6 +234,7 @@ class DeformableConvLSTM(nn.Module):
         self.cell_list = nn.ModuleList((Gates(),))
 
     def forward(self, sequence: list[Tensor]) -> list[Tensor]:
+        """The hidden states after each of a sequence of inputs; all are [B, 64, h, w]."""
         hidden = cell = None
         outputs = []
         for x in sequence:
@@ -248,6 +257,7 @@ class BidirectionalLSTM(nn.Module):
 
     def forward(self, sequence: list[Tensor]) -> list[Tensor]:
         # the directions share their weights: one batch
+        """Both directions' hidden states merged, for each of a sequence of inputs; all are [B, 64, h, w]."""
         both = self.forward_net([torch.cat(pair) for pair in zip(sequence, sequence[::-1], strict=True)])
         forward, backward = zip(*(states.unflatten(0, (2, -1)).unbind() for states in both), strict=True)
         return [self.conv_1x1(torch.cat(pair, 1)) for pair in zip(forward, backward[::-1], strict=True)]

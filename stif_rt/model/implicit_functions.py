@@ -36,6 +36,7 @@ class Decoded(NamedTuple):
 
 
 def check_time(config: Config, times: Tensor) -> None:
+    """Raise ValueError for times, of any shape, that a network of fixed time does not know."""
     if config.fixed_time and not torch.all(times == 0.5):
         raise ValueError(f"this model was trained for t = 0.5 only and cannot render t = {times.flatten().tolist()}")
 

@@ -110,11 +110,13 @@ def as_weight(weight: Tensor) -> Tensor:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format of [B, C, h, w]: channels last where neighbouring channels lie side by side."""
     last = x.stride(1) == 1 and x.shape[1] > 1
     return torch.channels_last if last else torch.contiguous_format
 
 
 def empty_output(x: Tensor, weight: Tensor) -> Tensor:
+    """[B, O, h, w] in the dtype, device and memory format of x, without values."""
     B, _, h, w = x.shape
     return x.new_empty((B, weight.shape[0], h, w)).contiguous(memory_format=memory_format(x))
 

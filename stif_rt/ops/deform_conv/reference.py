@@ -20,6 +20,7 @@ TAPS = 9
 
 @functools.cache
 def has_torchvision() -> bool:
+    """Whether torchvision's operation can be used; a broken installation is warned of once."""
     try:
         import torchvision.ops  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:

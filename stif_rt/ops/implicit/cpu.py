@@ -21,6 +21,7 @@ from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
 
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot run, or None: see ``BACKENDS``."""
     if device.type != "cpu":
         return f"it runs on CPUs, not on {device}"
     selected = native.select_isa(dtype)
@@ -28,6 +29,7 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CpuKernels":
+    """The native kernels of a network, by the instruction set that is fastest for the dtype."""
     selected = native.select_isa(dtype)
     assert not isinstance(selected, str)
     with torch.no_grad():

@@ -123,6 +123,7 @@ def wrong_pictures(config: Config, device: torch.device) -> str | None:
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CudaKernels":
+    """The CUDA C++ kernels of a network."""
     with torch.no_grad():
         return CudaKernels(fold(functions.to(device).float(), TURNS))
 

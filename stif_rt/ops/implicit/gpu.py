@@ -36,6 +36,7 @@ class Layers(NamedTuple):
 
 
 def padded_width(width: int) -> int:
+    """The next power of two, which the kernels compute in."""
     return 1 << (width - 1).bit_length()
 
 

@@ -33,10 +33,12 @@ CHUNK_PIXELS = 1 << 12
 
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: they run everywhere."""
     return None
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "ReferenceKernels":
+    """The kernels of a network, made of PyTorch's own operations."""
     with torch.no_grad():
         return ReferenceKernels(fold(functions.to(device).float(), RADIANS), dtype)
 

@@ -104,6 +104,7 @@ def interpreted() -> bool:
 
 
 def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot run, or None: see ``BACKENDS``."""
     if device.type != "cuda" and not interpreted():
         return f"Triton's kernels need an NVIDIA GPU, and this device is {device.type!r}"
     if torch.version.hip is not None:
@@ -120,6 +121,7 @@ def unavailable_reason(config: Config, device: torch.device, dtype: torch.dtype)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "TritonKernels":
+    """The Triton kernels of a network, with the launch configurations of the GPU."""
     configurations = INTERPRETED
     if device.type == "cuda":
         configurations = launches(torch.cuda.get_device_capability(device), dtype)

@@ -45,16 +45,19 @@ def sine(turns):
 
 @triton.jit
 def vector(pointer, SIZE: tl.constexpr):
+    """SIZE numbers from memory, [1, SIZE]."""
     return tl.load(pointer + tl.arange(0, SIZE))[None, :]
 
 
 @triton.jit
 def matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    """A matrix from memory, [ROWS, COLUMNS], whose rows lie STRIDE numbers apart."""
     return tl.load(pointer + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
 
 
 @triton.jit
 def multiply_add(x, weight, total):
+    """x [M, K] times weight [K, N], plus total, float32 [M, N]."""
     return tl.dot(x, weight, total, input_precision="ieee", out_dtype=tl.float32)
 
 
@@ -309,6 +312,7 @@ def read_position(
 
 @triton.jit
 def to_pixels(coordinate, size):
+    """A normalised coordinate in pixels of a map that has ``size`` of them from edge to edge."""
     return ((coordinate + 1) * size - 1) / 2
 
 
