@@ -58,8 +58,17 @@ class Costs(TorchDispatchMode):
         return result
 
 
-@pytest.fixture
-def costs(monkeypatch):
+def on_cuda(config):
+    """A network on the fake GPU."""
+    with CUDA, torch.no_grad():
+        model = STIF(config)
+        for module in model.modules():
+            module._buffers.update({key: x.to(CUDA) for key, x in module._buffers.items()})
+    return model
+
+
+@pytest.fixture(params=["deformable", "motion"])
+def costs(monkeypatch, request):
     """A runtime on fake CUDA tensors, and what is dispatched while the costs that it comes with are entered."""
     costs = Costs()
     monkeypatch.setattr(triton_backend, "launch", lambda kernel, *_, **__: costs.kernels.append(kernel))
@@ -67,9 +76,13 @@ def costs(monkeypatch):
     monkeypatch.setattr(runtime, "is_same", lambda a, b: (a.device.type == "cpu" and b.device.type == "cpu") or 1 / 0)
     requests._geometry.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        config = Config(**TINY, grid="centres", residual=True)
-        with CUDA:
-            model = STIF(config)
+        deformable = Config(**TINY, grid="centres", residual=True)
+        config = (
+            deformable
+            if request.param == "deformable"
+            else Config(**MOTION, front_blocks=0, back_blocks=0, feature_stride=2)
+        )
+        model = on_cuda(config)
         with torch.no_grad():
             weights = fold(model.implicit_functions, TURNS)
             kernels = triton_backend.TritonKernels(
@@ -79,6 +92,11 @@ def costs(monkeypatch):
         engine.encoder, engine.dtype = model.encoder, torch.float32
         yield Runtime(config, engine, kernels, CUDA, torch.float16, 1 << 30), costs
     requests._geometry.cache_clear()
+
+
+def passes(runtime, times):
+    """The launches of both passes. A spatial feature that is the same at all times is computed once, by one more."""
+    return ["implicit_kernel"] * (1 + (times > 1 and not runtime.config.sif_time)) + ["decode_kernel"]
 
 
 def frame():
@@ -103,10 +121,8 @@ def test_an_encoder_with_motion_can_be_recorded(costs, stride):
     """Nothing that it does waits for the host or copies from it, as a CUDA graph must not."""
     _, counted = costs
     config = Config(**MOTION, front_blocks=2 - stride, back_blocks=1, feature_stride=stride)
+    encoder = on_cuda(config).encoder
     with CUDA, torch.no_grad():
-        encoder = STIF(config).encoder
-        for module in encoder.modules():
-            module._buffers.update({key: x.to(CUDA) for key, x in module._buffers.items()})
         frames = torch.zeros(1, 3, 32, 64)
         with counted:
             encoder.merge([encoder.extract(frames), encoder.extract(frames)])
@@ -124,8 +140,7 @@ def test_pictures_are_two_launches_and_no_wait(costs, times, output):
     pair.render(0.1, scale=4)  # the tables of a new size go up once
     with counted:
         rgb = pair.render(times, scale=4, output=output)
-    assert counted.kernels[-2:] == ["implicit_kernel", "decode_kernel"]
-    assert len(counted.kernels) == 4
+    assert counted.kernels == passes(runtime, 1) + passes(runtime, np.size(times))
     assert +counted.launches == Counter({} if output == "uint8" else {"clamp_": 1})
     assert counted.waits == []
     assert (counted.uploaded, counted.downloaded) == (4 * np.size(times), 0)
@@ -138,7 +153,7 @@ def test_flow_is_one_launch_and_one_copy_on_the_gpu(costs):
     pair.render(0.1, scale=4)
     with counted:
         pair.flow([0.2, 0.4], scale=4)
-    assert counted.kernels[2:] == ["implicit_kernel"]
+    assert counted.kernels == passes(runtime, 1) + passes(runtime, 2)[:-1]
     assert +counted.launches == Counter({"copy_": 1})
     assert counted.waits == []
 
@@ -156,4 +171,4 @@ def test_a_picture_beyond_the_budget_is_more_launches_of_the_same_pictures(costs
     with counted:
         pair.render([0.1, 0.2, 0.3, 0.4, 0.5], scale=4, output="uint8")
     assert counted.waits == []
-    assert counted.kernels[before:] == ["implicit_kernel", "decode_kernel"] * 3
+    assert counted.kernels[before:] == passes(runtime, 2) * 2 + passes(runtime, 1)
