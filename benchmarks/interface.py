@@ -22,7 +22,7 @@ Size = tuple[int, int]
 
 
 class Unsupported(ValueError):
-    """What a method cannot do, and why: a mark on a figure."""
+    """A method cannot do what is measured; the message says why, and a mark on a figure says so."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def mark_failures(axis: Axes, positions: Sequence[float], index: int, colour: st
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As .png and .svg beside ``path``."""
+    """Save a figure as .png and .svg beside ``path``."""
     figure.savefig(path.with_suffix(".png"), dpi=160)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

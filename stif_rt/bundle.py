@@ -78,7 +78,7 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds.
+    """The contents of a bundle.
 
     config: the network's. engine: one of ENGINES. dtype: of the encoder's weights and activations. form: of its
     deformable convolutions, and opset, in ``encoder.onnx``. sizes: of the frames that the encoder takes; None for any.

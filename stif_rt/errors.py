@@ -8,7 +8,7 @@ import torch
 
 
 class StifError(Exception):
-    """What every error class of this package derives from."""
+    """The base class of this package's errors."""
 
 
 class CannotRunError(StifError, RuntimeError):

@@ -157,7 +157,7 @@ def cache_folder() -> Path | None:
 
 
 def read_cache(path: Path | None) -> bytes | None:
-    """What ``write_cache`` stored at ``path``; None where there is nothing, or nothing that can be read whole."""
+    """The content that ``write_cache`` stored at ``path``; None where there is none, or where it is damaged."""
     if path is None:
         return None
     try:

@@ -63,7 +63,7 @@ class Timeline(NamedTuple):
         return count(self.frames, Fraction(1), self.factor)
 
     def position(self, number: int) -> Position:
-        """What an output frame shows. While the last source frame lasts, it is repeated."""
+        """The source frames and the time that an output frame shows. The last one is repeated while it lasts."""
         moment = number / self.factor
         before = math.floor(moment)
         if before < self.frames - 1:

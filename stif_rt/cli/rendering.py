@@ -87,7 +87,7 @@ class Run:
         return 0
 
     def _weights_for(self, job: "Job") -> Path | str:
-        """What the user asks for, else the bundled weights that fit the scale, which are then named."""
+        """The weights that the user names, else the bundled ones that fit the scale, which are then said."""
         if self.weights is not None:
             return self.weights
         name = job.fitting_weights()
@@ -118,7 +118,7 @@ class Run:
             self._say_what_is_kept(target)
 
     def _say_what_is_kept(self, target: Path) -> None:
-        """Of a render that has ended, where it can be gone on with."""
+        """Say where a render that has ended can be gone on with."""
         from stif_rt.video.workspace import workspace_path
 
         folder = workspace_path(target)

@@ -46,7 +46,7 @@ Shots = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a clip's frames are, or will be, in a cache.
+    """The place of a clip's decoded frames in a cache, whether they are there yet or not.
 
     source: the video file, or folder of images. downscale: frames are shrunk by it. prefix: begins the names of all
     entries of this source and shrinking, whatever the source's state.
@@ -239,7 +239,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def _remove_outdated(entry: Entry) -> None:
-    """What was decoded from an earlier state of the source. A process that still reads it keeps its open file."""
+    """Delete frames that an earlier state of the source gave. A process that still reads them keeps its open file."""
     kept = {entry.frames.name, entry.index.name}
     for path in entry.folder.iterdir():
         if path.name.startswith(entry.prefix) and path.name not in kept:

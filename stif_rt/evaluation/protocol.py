@@ -79,7 +79,7 @@ class Mean:
 
 
 def count_windows(clips: list[Clip], length: int, most: int | None) -> int:
-    """How many windows ``windows`` yields for the same arguments."""
+    """The number of windows that ``windows`` yields for the same arguments."""
     return sum(len(_firsts(clip, length, most)) for clip in clips)
 
 

@@ -14,7 +14,7 @@ from stif_rt.evaluation.tables import write_strip
 
 @dataclass(frozen=True)
 class Plan:
-    """What is evaluated.
+    """The numbers of an evaluation.
 
     lengths: frames of a window. scales: spatial ones. most: windows of each clip, None for all that follow each other.
     ssim: which kind of SSIM to compute, None for none.
@@ -26,7 +26,7 @@ class Plan:
     ssim: SsimWindow | None = None
 
     def count(self, clips: list[Clip]) -> int:
-        """How many windows there are, over all lengths and scales."""
+        """The number of windows, over all lengths and scales."""
         return len(self.scales) * sum(count_windows(clips, length, self.most) for length in self.lengths)
 
 

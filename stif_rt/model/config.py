@@ -113,7 +113,7 @@ class Config:
 
     @property
     def multiple(self) -> int:
-        """What the sides of the encoder's frames must be multiples of, so that every level of its pyramid is whole."""
+        """The number of which the sides of the encoder's frames must be multiples, so that every level is whole."""
         return HEAD_STRIDE * 2 ** (LEVELS - 1) if self.motion else MULTIPLE
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from those zeros alone is not computed."""
 
 
 class Features(NamedTuple):
-    """What every encoder returns.
+    """The result of an encoder: maps of three times, and the velocity that they were aligned by.
 
     maps: [B, 3, 64, h / s, w / s], of t = 0, 1/2 and 1, at the configuration's ``feature_stride`` s.
     velocity: float32 [B, 2, h / s, w / s], x first, in pixels of the frames: the displacement from the first frame to

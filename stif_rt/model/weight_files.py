@@ -22,7 +22,7 @@ _loading = threading.Lock()  # what may be unpickled, and what is warned of, are
 
 
 class _Inert:
-    """What stands for NumPy's objects beside the tensors of a checkpoint: it takes everything and does nothing."""
+    """A stand-in for NumPy's objects beside the tensors of a checkpoint: it takes everything and does nothing."""
 
     def __new__(cls, *_: object) -> "_Inert":
         return object.__new__(cls)
@@ -66,7 +66,7 @@ def read_safetensors(
 
 
 def read_pickle(path: Path) -> object:
-    """What ``torch.save`` wrote to a file, on the CPU. NumPy's objects are replaced by inert ones.
+    """The object that ``torch.save`` wrote to a file, on the CPU. NumPy's objects are replaced by inert ones.
 
     Raises:
         FileNotFoundError: there is no such file.

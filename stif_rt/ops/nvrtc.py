@@ -127,7 +127,7 @@ def load_kernel(compiler: Callable[..., bytes], name: str, device: int) -> Any:
 
 
 def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call to CUDA returns after its status.
+    """The values that a call to CUDA returns after its status.
 
     Raises:
         OutOfMemoryError: The status says so.

@@ -30,7 +30,7 @@ def ordinary_computation(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Renderer:
-    """What all pairs of one runtime share. Nothing in it changes but the graphs, which have a lock of their own."""
+    """The parts that all pairs of a runtime share. Only the graphs change; they have a lock of their own."""
 
     config: Config
     kernels: Kernels

@@ -45,7 +45,7 @@ class _Encoded(NamedTuple):
 
 
 class _Last(threading.local):
-    """What a thread has encoded last."""
+    """The pair that a thread has encoded last."""
 
     tried: bool = False  # whether it has encoded at all, in vain or not
     warned: bool = False  # that it does not keep to the memory budget
@@ -343,7 +343,7 @@ class Runtime:
         return reason is None
 
     def _extract(self, frame: _Encoded, engine: TorchEngine, matching: bool) -> _Encoded:
-        """With what the encoder makes of the frame alone, computed if it is not there."""
+        """The frame with the encoder's maps of it alone, which are computed if they are not there."""
         if frame.extracted is not None and (frame.matching or not matching):
             return frame
         padded = pad(frame.frame, self.config.multiple)

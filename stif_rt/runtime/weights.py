@@ -31,7 +31,7 @@ def find_weights(weights: str | Path | None) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """How a file of weights is called: by its name if it is bundled."""
+    """The name of weights for messages: the bundled name, or the path."""
     return path.stem if path.resolve().parent == WEIGHTS_FOLDER.resolve() else str(path)
 
 

@@ -232,7 +232,7 @@ class Batches(Dataset[Batch]):
 
 
 def _crop_score(patch: NDArray[np.uint8]) -> float:
-    """How much there is to learn: change from the first to the last frame, seen coarsely, and detail in the first.
+    """A crop's worth for training: change from the first to the last frame, seen coarsely, and detail in the first.
 
     Detail is the mean step between neighbours in a row; it counts twice, so that still places are taken too.
     """

@@ -16,7 +16,7 @@ AGREEMENT = 1.0
 
 
 def label_flow(window: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Where the targets' pixels are seen in the inputs.
+    """The flow from the targets' pixels to the same points in the inputs.
 
     window: [2 + T, h, w, 3], the inputs and the targets. Returns flow [T, h, w, 4], (x0, y0, x1, y1) in pixels, and
     visible [T, h, w, 2], 1 where flow there and back agree and stay inside. float32. Needs the extra ``train``.

@@ -215,7 +215,7 @@ class FastForm(nn.Module):
         return Made(detail + blend, blend, flow, velocities)
 
     def velocities(self, frames: Tensor) -> Velocities:
-        """What the velocity head finds, of frames of any size. Without gradients unless it is trained."""
+        """The velocities of frames of any size, by the velocity head. Without gradients unless it is trained."""
         head = cast(CompactEncoder, self.model.encoder).velocity_head
         h, w = frames.shape[-2:]
         unit = self.model.config.multiple
@@ -234,7 +234,7 @@ class FastForm(nn.Module):
 
 
 class Step(NamedTuple):
-    """What the caller is told after each iteration.
+    """The state of training after an iteration, for the caller.
 
     loss: of the picture alone. flow_error: input pixels, None where the batch has no known flow. seconds: it took.
     """
@@ -379,7 +379,7 @@ class Objective(nn.Module):
 
 
 def patch_unit(config: Config) -> int:
-    """What sides of training patches are multiples of: the velocity head pads what it sees by itself."""
+    """The number of which sides of training patches are multiples: the velocity head pads by itself."""
     return config.feature_stride if config.motion else config.multiple
 
 

@@ -51,7 +51,7 @@ class NotSharedError(OSError):
 
 
 class About(NamedTuple):
-    """What a worker says of itself: its machine and process, and its version of stif-rt."""
+    """A worker's machine and process, and its version of stif-rt."""
 
     host: str
     pid: int
@@ -81,7 +81,7 @@ class Worker:
         return About(socket.gethostname(), os.getpid(), VERSION)
 
     def frames(self) -> int:
-        """How many frames of the segment in work are done."""
+        """The number of frames that are done of the segment in work."""
         return self._frames
 
     def stop(self) -> None:
@@ -202,7 +202,7 @@ class Work:
         return self.error is None and not self.waiting and not self.running
 
     def frames_of(self, segment: int) -> int:
-        """How many frames a segment has."""
+        """The number of frames of a segment."""
         length: int = self.plan["job"]["options"]["segment_frames"]
         return min(length, self.plan["frames"] - segment * length)
 

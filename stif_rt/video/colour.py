@@ -96,7 +96,7 @@ class Colour:
 
 
 def describe(frame: av.VideoFrame, codec: str = "") -> Colour:
-    """What a decoded frame says about its colours; where it is silent, what players assume.
+    """The colours that a decoded frame is tagged with; where a tag is missing, those that players assume.
 
     Args:
         frame: The first frame of a stream: asking for the chroma siting takes longer than converting a frame.

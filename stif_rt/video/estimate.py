@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(job: Job, runtime: Runtime | None = None) -> Estimate | None:
-    """What a job will take; None where the input does not say how long it is.
+    """The time and the space that a job will take; None where the input does not say how long it is.
 
     With a runtime, the first two frames are rendered to see how long that takes.
     """

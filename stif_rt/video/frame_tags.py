@@ -45,7 +45,7 @@ def chroma_siting(frame: av.VideoFrame) -> str | None:
 
 
 def _filtered(frame: av.VideoFrame, name: str, arguments: str) -> av.VideoFrame:
-    """What one of FFmpeg's filters makes of a frame."""
+    """A frame after one of FFmpeg's filters."""
     graph, time_base = av.filter.Graph(), frame.time_base or Fraction(1, 25)
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=time_base)
     graph.link_nodes(source, graph.add(name, arguments), graph.add("buffersink")).configure()

@@ -89,7 +89,7 @@ class Job:
 
 
 def output_kind(output: Path, options: RenderOptions) -> Kind:
-    """What is written. ValueError for a name that tells nothing."""
+    """The kind of output that a name means. Raises ValueError where it means none."""
     if output == PIPE:
         return "pipe"
     if options.preview is not None:
@@ -153,7 +153,7 @@ def _open(path: Path, options: RenderOptions) -> Reader:
 
 
 def choose(output: Path, options: RenderOptions, reader: Reader) -> Encoding:
-    """How the output's frames are written; what that cannot keep is said in the reader's notices."""
+    """The encoding of the output's frames. The reader's notices say what it cannot keep."""
     colour, notices, more = reader.colour, reader.notices, dict(options.encoder_options)
     kind = output_kind(output, options)
     if kind == "pipe":
@@ -186,7 +186,7 @@ def _cuts(options: RenderOptions, reader: Reader) -> Cuts:
 
 
 def describe(job: Job, runtime: Runtime | None, weights: str | Path | None) -> dict[str, Any]:
-    """What two runs must agree in to work on the same segments, as JSON has it.
+    """The properties in which two runs must agree to work on the same segments, as JSON has them.
 
     Without a runtime, as for several processes, its dtype is left open.
     """

@@ -49,7 +49,7 @@ EXIF = {
 
 
 def frame_orientation(frame: av.VideoFrame) -> Orientation:
-    """What the display matrix of a video frame asks for; upright where it has none."""
+    """The orientation that a video frame's display matrix asks for; upright where it has none."""
     data = side_data(frame, "DISPLAYMATRIX")
     return UPRIGHT if data is None else from_display_matrix(struct.unpack("=9i", data[:36]))
 
@@ -63,7 +63,7 @@ def from_display_matrix(matrix: tuple[int, ...]) -> Orientation:
 
 
 def exif_orientation(data: bytes) -> Orientation:
-    """What a JPEG, PNG, WebP or TIFF file asks for, given its bytes; upright where it says nothing."""
+    """The orientation that a JPEG, PNG, WebP or TIFF file asks for, given its bytes; upright where it names none."""
     block = _exif_block(data)
     if block is None or block[:4] not in (b"II*\0", b"MM\0*"):
         return UPRIGHT

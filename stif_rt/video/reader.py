@@ -200,7 +200,7 @@ class _Shown(NamedTuple):
 
 
 def _window(shown: Iterable[_Shown], start: Fraction, end: Fraction | None, context: int) -> Iterator[_Shown]:
-    """What ``Reader.read`` promises, from an iterator that begins early enough."""
+    """The frames that ``Reader.read`` promises, from an iterator that begins early enough."""
     before: deque[_Shown] = deque(maxlen=context + 1)
     after = 0
     for item in shown:

@@ -35,7 +35,7 @@ OpenStreams = Callable[[av.container.OutputContainer], AbstractContextManager[Ca
 
 
 class Rendered(NamedTuple):
-    """What ``render_video`` has written.
+    """The result of ``render_video``.
 
     Attributes:
         output: The file or folder.
@@ -138,7 +138,7 @@ def run_job(
 
 
 def rendered(job: Job, frames: int, started: float) -> Rendered:
-    """What a job has written that began at ``started`` on the performance counter."""
+    """The result of a job that began at ``started`` on the performance counter."""
     seconds = time.perf_counter() - started
     return Rendered(job.output, frames, job.layout.frame, job.rates.playing, seconds, tuple(job.reader.notices))
 

@@ -70,7 +70,7 @@ def write_segments(
 
 
 class SegmentFile(NamedTuple):
-    """What joining has to know of an encoded segment.
+    """An encoded segment, as joining needs to know it.
 
     frames: its number of pictures. delay: by how many pictures decoding runs ahead of showing. header: the encoder's
     parameters, which all segments of one file must share.

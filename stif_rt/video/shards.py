@@ -62,7 +62,7 @@ def write_plan(job: Job, weights: str | Path | None, shards: int, path: Path, ov
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """What ``write_plan`` has written. ValueError for anything else."""
+    """The plan that ``write_plan`` has written. Raises ValueError for anything else."""
     try:
         plan = json.loads(path.read_text("utf-8"))
         complete = plan["format"] == FORMAT and {"job", "weights", "frames", "shards"} <= plan.keys()

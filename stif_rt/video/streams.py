@@ -47,7 +47,7 @@ REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError)
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What becomes of the sound, and the part of the input that is rendered.
+    """Options for the sound, and the part of the input that is rendered.
 
     audio: keep it. audio_codec: encode it by this encoder; None copies what the container can hold.
     start, end: of the part, seconds after the first picture; None for the end of the input.

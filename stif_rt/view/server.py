@@ -149,7 +149,7 @@ class _Session:
 
 
 def describe(viewer: Viewer) -> dict[str, Any]:
-    """What the page is told about the clip when it opens."""
+    """The clip's properties, for the page when it opens."""
     runtime, reader = viewer.runtime, viewer.clip.reader
     return {
         "name": reader.path.resolve().name,

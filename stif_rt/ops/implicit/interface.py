@@ -15,7 +15,7 @@ from stif_rt.model.implicit_functions import at_cells
 
 @dataclass(frozen=True)
 class Projections:
-    """What is computed once per pair of frames, channels last: first layers at the size of the encoder's maps.
+    """The first layers of a pair of frames, computed once at the size of the encoder's maps, channels last.
 
     sif, tif: one map [B, h/s, w/s, 64], or nothing where the variant has no such network.
     decoder: the maps [B, h/s, w/s, 64] read at p0 and at p1, or nothing without aggregation.
@@ -44,7 +44,7 @@ class Projections:
 
 @dataclass(frozen=True)
 class View:
-    """What a pass computes: the output pixels of a box, of all pairs at all times.
+    """The work of one pass: the output pixels of a box, of all pairs at all times.
 
     times: float32 [B, T], contiguous. geometry: of the whole picture, on the same device. box: which of its pixels.
     """
@@ -133,7 +133,7 @@ class Kernels(Protocol):
 
 
 def first_layer_inputs(features: Features, frames: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
-    """What the first layers see at each cell of the maps: their three times 64 channels and both colours.
+    """The inputs of the first layers at each cell: the maps' three times 64 channels and both colours.
 
     features, frames: as for ``Kernels.project``. Returns [B, h, w, 198] in ``dtype``, as a copy in that order if the
     maps are channels last.

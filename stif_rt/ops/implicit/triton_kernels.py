@@ -70,7 +70,7 @@ def sine_layer(x, weight, bias):
 
 @triton.jit
 def first_bias(vectors, t, pixel_size):
-    """What the first layer adds at every pixel. float32 [1, 64]."""
+    """The constant that the first layer adds at every pixel. float32 [1, 64]."""
     return vector(vectors, C) * t + vector(vectors + C, C) * pixel_size + vector(vectors + 2 * C, C)
 
 

@@ -45,7 +45,7 @@ class FoldedSiren:
     output: tuple[Tensor, Tensor]
 
     def first_bias(self, times: Tensor, pixel_size: float) -> Tensor:
-        """What the first layer adds at every pixel of a frame. times: [...]. Returns [..., 64]."""
+        """The constant that the first layer adds at every pixel of a frame. times: [...]. Returns [..., 64]."""
         return times[..., None] * self.time + self.bias + pixel_size * self.scale
 
 
