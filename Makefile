@@ -15,7 +15,7 @@ test: $(BIN)/.installed-test
 	# a process for each core, each with one thread: threads that wait for each other across processes crawl
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# what takes less than a quarter of a second each, for while one works: under a minute
+# what takes a fraction of a second each, for while one works: under a minute
 test-fast: $(BIN)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.emulation import compile_emulation
 from helpers.models import GOLDEN, TINY, fill, fill_model
-from helpers.native import ISAS
+from helpers.native import ISAS, QUICK_ISAS
 from helpers.triton_interpreter import mend_interpreter
 
 from stif_rt.model.config import CONFIGS, Config
@@ -120,7 +120,7 @@ def library(request: pytest.FixtureRequest) -> native.Library:
     return native_library
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK_ISAS else pytest.mark.slow) for name in ISAS])
 def isa(request: pytest.FixtureRequest, library: native.Library) -> native.Isa:
     chosen_isa = {isa.name: isa for isa in library.isas}.get(request.param)
     if chosen_isa is None:

@@ -213,6 +213,7 @@ def test_what_is_wrong_with_a_configuration_is_said(tmp_path, config, message):
         load_model(tmp_path / "w.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["encoder", "implicit_functions"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_values_that_a_dtype_cannot_hold(dtype, part):

@@ -79,6 +79,7 @@ def test_images_equal_the_runtime(monkeypatch, capsys, tmp_path, weights):
         assert np.array_equal(a, b.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fps", "rate"),
     [
@@ -102,6 +103,7 @@ def test_any_rate(monkeypatch, capsys, tmp_path, weights, fps, rate):
         assert abs(1 / reader.rate - 1 / rate) < Fraction(1, 1000)
 
 
+@pytest.mark.slow
 def test_odd_sizes_become_even_in_video_files(monkeypatch, capsys, tmp_path, weights):
     source = write_images(tmp_path / "in", [picture(n, (9, 15)) for n in range(2)])
     status, _, err = call(monkeypatch, capsys, "render", source, tmp_path / "o.mp4", "--weights", weights, "--scale", 3)

@@ -182,6 +182,7 @@ def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first._projections.tensors, second._projections.tensors, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pairs_of_a_video_are_two_graphs(pools, name):
     """Their encoded pairs are equal, and no later replay writes into an earlier one."""
@@ -193,6 +194,7 @@ def test_pairs_of_a_video_are_two_graphs(pools, name):
     assert len(set(pools)) == 1
 
 
+@pytest.mark.slow
 def test_a_given_velocity_is_another_graph(pools):
     graphed, plain = make_both(CONFIGS["motion"])
     velocity = torch.full((2, 24, 40), 1.5)
@@ -201,6 +203,7 @@ def test_a_given_velocity_is_another_graph(pools):
         assert same(graphed.encode(a, b, velocity=velocity), plain.encode(a, b, velocity=velocity))
 
 
+@pytest.mark.slow
 def test_another_size_drops_the_encoder_s_graphs(pools):
     graphed, plain = make_both(CONFIGS["motion"])
     for size in ((24, 40), (33, 50), (24, 40)):
@@ -244,6 +247,7 @@ def test_an_encoder_that_cannot_be_recorded_runs_step_by_step(pools, monkeypatch
     assert ("not permitted" if fault == "error" else "differs by") in said
 
 
+@pytest.mark.slow
 def test_threads_share_the_encoder_s_graphs(pools):
     graphed, plain = make_both(CONFIGS["motion"])
     frames = video(6)

@@ -35,6 +35,7 @@ def scene(seed, length, speed=0, light=1.0):
     return [(np.roll(textured(seed), speed * n, 1) * light).astype(np.uint8) for n in range(length)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", [1.0, 0.3, 0.08])
 @pytest.mark.parametrize("speed", [0, 2, 6])
 @pytest.mark.parametrize("seed", [0, 10])

@@ -3,6 +3,7 @@ pages explain are those of the sources."""
 
 import ast
 import fnmatch
+import functools
 import importlib.util
 import inspect
 import re
@@ -17,6 +18,12 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "demo/README.
 SOURCES = [path for folder in ("stif_rt", "export", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 EXPLAINED = ("docs/troubleshooting.md", "docs/clusters.md")
 """Pages with tables of messages as they are in the sources, with … for what is put into them."""
+
+
+@functools.cache
+def tree(path):
+    """A source file, parsed."""
+    return ast.parse(path.read_text())
 
 
 def without_code(text):
@@ -75,7 +82,7 @@ def messages():
             return str(node.value)
         return "".join(text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
 
-    trees = [ast.parse(path.read_text()) for folder in ("stif_rt", "export") for path in (ROOT / folder).rglob("*.py")]
+    trees = [tree(path) for folder in ("stif_rt", "export") for path in (ROOT / folder).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.Constant))]
     return [re.sub("%[sdf]", "…", text(node)) for node in nodes if isinstance(node, ast.JoinedStr) or node.value]
 
@@ -108,7 +115,7 @@ def functions():
     """The functions of the sources whose docstrings have a section of arguments: their parameters and the docstring."""
     for folder in ("stif_rt", "export"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(tree(path)):
                 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and "Args:" in (
                     ast.get_docstring(node) or ""
                 ):
@@ -162,7 +169,7 @@ def test_functions_have_docstrings():
         f"{path.relative_to(ROOT)}: {node.name}"
         for path in SOURCES
         if not path.is_relative_to(ROOT / "tests")
-        for node in ast.parse(path.read_text()).body
+        for node in tree(path).body
         if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
     ]
     assert not silent

@@ -88,6 +88,7 @@ def render(source, target, **options):
     return render_video(source, target, runtime=Bicubic(), scale=options.pop("scale", 1), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixel_format", FFV1_FORMATS)
 def test_nothing_is_lost_at_scale_one(tmp_path, pixel_format):
     """Read, converted, converted back and written without loss: the very same values."""

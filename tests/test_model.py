@@ -60,6 +60,7 @@ def test_untrained_residual_model_is_a_blend():
     torch.testing.assert_close(out, 0.75 * frames[:, 0] + 0.25 * frames[:, 1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_of_every_variant_learns(variant):
     config = VARIANTS[variant]

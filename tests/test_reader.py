@@ -162,6 +162,7 @@ def numbered(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", PARTS)
 @pytest.mark.parametrize(
     ("start", "end", "context"), [("0", "1", 0), ("3.1", "3.5", 0), ("59/10", None, 2), ("4", "4", 1), ("2.45", "9", 7)]

@@ -174,6 +174,7 @@ def test_parts_of_a_job_are_those_of_the_whole(tmp_path, options, first, stop):
     assert part == whole[first:stop]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "stop"), [(0, 30), (17, 41), (70, None), (31, 33)])
 @pytest.mark.parametrize("max_gap", [0.35, 1])
 def test_parts_of_a_job_without_repeated_pictures(tmp_path, max_gap, first, stop):

@@ -56,6 +56,7 @@ def test_rates_that_the_container_cannot_hold_are_refused_before_anything_is_ren
     assert not names(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "frames", "rate", "size"),
     [
@@ -240,6 +241,7 @@ def test_dry_run_says_what_would_be_done(run, folder):
     assert not names(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("free", "status", "message"), [(10, 1, "left"), (3000, 3, "may need"), (10**9, 0, "wrote 6")])
 def test_disk_space_is_checked_first(run, folder, monkeypatch, free, status, message):
     usage = estimate.shutil.disk_usage(folder)._replace(free=free)
@@ -257,6 +259,7 @@ def test_a_picture_of_another_shape_is_said(run, folder):
     assert "bars" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a [b] c.mp4", "12:30.mp4", "%d.mp4", "new\nline.mp4", "n" * 250 + ".mp4", "./-x.mp4"]
 )

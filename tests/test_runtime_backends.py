@@ -66,6 +66,7 @@ def test_region_is_that_part_of_the_whole(load, frames, grid):
         torch.testing.assert_close(pair.flow(0.3, scale=3, region=region), flow[part], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"flow": False}, {"single_function": True}, {"aggregation": False}], ids=str)
 def test_region_of_a_variant_is_that_part_of_the_whole(load, frames, fields):
     runtime = load(Config(**TINY, **fields))

@@ -67,7 +67,7 @@ def on_cuda(config):
     return model
 
 
-@pytest.fixture(params=["deformable", "motion"])
+@pytest.fixture(params=["deformable", pytest.param("motion", marks=pytest.mark.slow)])
 def costs(monkeypatch, request):
     """A runtime on fake CUDA tensors, and what is dispatched while the costs that it comes with are entered."""
     costs = Costs()
@@ -116,6 +116,7 @@ def test_a_pair_copies_each_frame_once_as_bytes(costs):
     assert counted.downloaded == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_an_encoder_with_motion_can_be_recorded(costs, stride):
     """Nothing that it does waits for the host or copies from it, as a CUDA graph must not."""

@@ -153,6 +153,7 @@ def test_compact_encoder_refuses_other_shapes(shape):
         STIF(STRIDES[1]).encode(torch.rand(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", STRIDES)
 def test_engine_keeps_the_shared_frame_of_a_video(stride, dtype):
@@ -169,6 +170,7 @@ def test_engine_keeps_the_shared_frame_of_a_video(stride, dtype):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("size", [(33, 45), (7, 9), (1, 1)])
 def test_untrained_runtime_gives_the_input_back_and_follows_motion(stride, size):

@@ -9,6 +9,8 @@ from helpers.cases import CASES
 
 ROOT = Path(__file__).parent.parent.parent
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
+QUICK_ISAS = ("avx512_bf16", "avx2")
+"""What the fast tier tests: the sets that most machines have, one for each dtype."""
 
 SANITIZED = {"shrunk", "one row", "one column", "one pixel", "to one pixel"}
 EMULATED = SANITIZED | {"odd", "same size"}
