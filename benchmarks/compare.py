@@ -39,7 +39,7 @@ from benchmarks.measure import (
 )
 from benchmarks.methods import PlainSTIF
 from benchmarks.others import Frames, minterpolate, package_folder, pairwise
-from benchmarks.plot import line_styles, new_figure, save
+from benchmarks.plot import line_styles, logarithmic, new_figure, save
 from benchmarks.two_stage import two_stage
 from stif_rt import Runtime, interpolate
 from stif_rt.data.resize import degrade
@@ -376,7 +376,7 @@ def draw(results: Results) -> None:
             axis.plot(
                 *zip(*points, strict=True) if points else ([], []), label=METHODS[style_line.method].label, **style
             )
-        axis.set_xscale("log")
+        logarithmic(axis)
         axis.set_title(case, fontsize=10)
         axis.set_xlabel("seconds for each output frame")
         axis.set_ylabel("PSNR of hidden frames, dB")

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.measure import Line
 
@@ -40,6 +40,12 @@ plt.rcParams |= {
     "grid.alpha": 0.3,
     "svg.hashsalt": "stif-rt",
 }
+
+
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic axis of x with labels at whole decades: those between lie over each other."""
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
