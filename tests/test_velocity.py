@@ -1,6 +1,7 @@
 """The velocity head and the encoder around it, untrained: Gauss-Newton alone already follows motion."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -15,7 +16,7 @@ from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
-from stif_rt.model.velocity import CELLS, FARTHER, REACH, VelocityHead, search, warp
+from stif_rt.model.velocity import CELLS, FARTHER, REACH, VelocityHead, normalise, search, warp
 from stif_rt.ops.implicit import BACKENDS
 from stif_rt.runtime import Runtime, bundled_weights
 
@@ -82,6 +83,16 @@ def test_what_is_small_and_fast_is_found_on_what_rests(shift):
     border = v.clone()
     border[:, edge:-edge, edge:-edge] = 0
     assert torch.equal(border, torch.zeros_like(v))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (17, 16), (33, 64)])
+def test_match_maps_are_normalised_over_the_cells_around_that_there_are(size):
+    torch.manual_seed(4)
+    pair = torch.rand(2, 2, 3, *size, dtype=torch.float64)
+    around = functools.partial(F.avg_pool2d, kernel_size=17, stride=1, padding=8, count_include_pad=False)
+    mean, power = around(pair.mean(0)), around(pair.square().mean(0))
+    expected = (pair - mean) / (power - mean.square() + 1e-4).clamp(min=1e-4).sqrt()
+    torch.testing.assert_close(normalise(pair), expected)
 
 
 @pytest.mark.parametrize("start", [(0, 0), (2, -4)])
