@@ -21,14 +21,15 @@ from stif_rt import Runtime
 from stif_rt.bundle import FORMAT, LATER_FIELDS, MANIFEST, Manifest, Size, Sizes, file_checksum, read_bundle
 from stif_rt.engines import BUNDLE_ENGINES, onnxruntime_engine, tensorrt_engine
 from stif_rt.model import stif
-from stif_rt.model.checkpoints import save_model
+from stif_rt.model.checkpoints import load_model, save_model
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.encoder import Encoder
+from stif_rt.runtime import bundled_weights
 
 pytest.importorskip("onnxruntime", reason="needs the packages of the extra export")
 pytest.importorskip("onnxscript", reason="needs the packages of the extra export")
 from stif_export import bundles, graphs
-from stif_export.verify import verify
+from stif_export.verify import TOLERANCES, moving_frames, verify
 
 from stif_rt.cli import export as export_cli
 
@@ -499,3 +500,18 @@ def test_tensorrt_on_gpu(tmp_path, tiny_model, engine, dtype):
     edit(tmp_path / "b", engine_key={**read_bundle(tmp_path / "b").manifest.engine_key, "builder": "older"})
     with pytest.raises(RuntimeError, match=r"builder 'older' there.*export tensorrt"):
         Runtime.load(tmp_path / "b", device="cuda")
+
+
+@pytest.mark.parametrize("size", [Size(2, 64, 32), Size(1, 32, 32), Size(1, 96, 160)], ids=str)
+@pytest.mark.parametrize("name", ["stif-s", "stif-i"])
+def test_what_verify_shows_the_bundled_networks_is_no_matter_of_rounding(name, size):
+    """Frames that differ by rounding have features and velocities that differ by less than the tolerance."""
+    encoder, frames = load_model(bundled_weights(name)).encoder.eval(), moving_frames(size)
+    assert frames.shape == (size.batch, 2, 3, size.height, size.width)
+    assert 0 <= frames.min() < frames.max() <= 1
+    disturbed = frames + 1e-6 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for actual, expected in zip(encoder(disturbed), encoder(frames), strict=True):
+            error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1)
+            assert error < TOLERANCES["float32"]
+            assert expected.abs().max() > 0.1
