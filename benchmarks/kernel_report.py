@@ -442,8 +442,8 @@ def print_reports(reports: dict[Job, Report]) -> None:
 
 
 def passes_of(gpu: Gpu, dtype: str, network: str) -> list[Job]:
-    """The kernels that ``auto`` takes for a frame on a GPU (see ``ops.implicit.by_preference``)."""
-    kernels = CUDA_KERNELS if gpu.capability // 10 in (7, 9, 10) and dtype == "float16" else KERNELS
+    """The kernels that ``auto`` takes for a frame on a GPU: those in CUDA C++ where they have the dtype."""
+    kernels = CUDA_KERNELS if dtype == "float16" else KERNELS
     return [(kernel, gpu.capability, dtype, network) for kernel in kernels]
 
 

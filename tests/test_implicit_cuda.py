@@ -19,9 +19,9 @@ from stif_rt.errors import CannotRunError
 from stif_rt.geometry import Box, Geometry, cell_count, make_geometry
 from stif_rt.model.config import Config
 from stif_rt.ops import nvrtc
-from stif_rt.ops.implicit import BACKENDS, by_preference, choose_backend, cuda_backend, make_kernels, reference
+from stif_rt.ops.implicit import choose_backend, cuda_backend, make_kernels, reference
 from stif_rt.ops.implicit.interface import View
-from stif_rt.ops.implicit.weights import TURNS, fold
+from stif_rt.ops.implicit.weights import RADIANS, fold
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -202,8 +202,9 @@ def reports():
 @JOBS
 def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
     report = reports[job]
-    assert report.stack == 0, "spilled registers or local memory"
-    assert not {"LDL", "STL"} & report.opcodes
+    # a few registers are spilled for more blocks at once: see IMPLICIT_BLOCKS in the source
+    assert report.stack <= 256
+    assert report.count("LDL", "STL") <= 0.04 * report.instructions
     assert report.shared <= 16 * 1024  # of 64 KiB on Turing
     assert report.resident_warps >= 8
     assert report.code <= 128 * 1024
@@ -276,7 +277,7 @@ def test_a_frame_on_cuda_is_two_launches(monkeypatch, variant):
     monkeypatch.setattr(cuda_backend, "launch", launch)
     features, frames, t = inputs(Case("fake", (h, w), (H, W), (0.2, 0.5, 0.8)), config)
     geometry = make_geometry(config, (h, w), (H, W))
-    kernels = cuda_backend.CudaKernels(fold(functions(config), TURNS))
+    kernels = cuda_backend.CudaKernels(fold(functions(config), RADIANS))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.inference_mode():
 
         def cuda(x):
@@ -332,26 +333,26 @@ def gpu(monkeypatch):
     [
         ((7, 5), torch.float16, "cuda"),
         ((7, 5), torch.float32, "triton"),
-        ((8, 0), torch.float16, "triton"),
-        ((8, 9), torch.float16, "triton"),
+        ((8, 0), torch.float16, "cuda"),
+        ((8, 9), torch.bfloat16, "triton"),
         ((9, 0), torch.float16, "cuda"),
         ((9, 0), torch.bfloat16, "triton"),
         ((10, 0), torch.float16, "cuda"),
-        ((12, 0), torch.float16, "triton"),
+        ((12, 0), torch.float16, "cuda"),
         ((7, 0), torch.float16, "reference"),
     ],
 )
-def test_auto_takes_cuda_where_triton_cannot_use_the_tensor_cores(gpu, monkeypatch, capability, dtype, chosen):
+def test_auto_takes_cuda_for_float16_and_triton_for_the_rest(gpu, monkeypatch, capability, dtype, chosen):
     gpu(*capability)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # Triton is there
     assert choose_backend(Config(), CUDA, dtype) == chosen
 
 
-def test_without_triton_cuda_is_better_than_the_reference(gpu, monkeypatch):
+def test_a_gpu_on_which_cuda_cannot_run_has_triton(gpu, monkeypatch):
     gpu(8, 6)
-    monkeypatch.setattr(BACKENDS["triton"], "unavailable_reason", lambda *_: "Triton is not installed")
-    assert choose_backend(Config(), CUDA, torch.float16) == "cuda"
-    assert by_preference(CPU) == list(BACKENDS)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(cuda_backend, "wrong_pictures", lambda *_: "the CUDA C++ kernels give wrong pictures")
+    assert choose_backend(Config(), CUDA, torch.float16) == "triton"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@
 // 16 pixels, which share the weights: these pass through shared memory in slices of 4 KiB, in the order in which they
 // are used, one ahead of the products. A layer whose sines are read by the output alone is never whole: each slice's
 // sines go into the output's sums at once. Products take half precision and accumulate in float32; positions, flow,
-// biases and sines are float32. Pre-activations are in turns, so that range reduction is exact.
+// biases and sines are float32; bilinear samples of maps are made in half precision.
 //
 // Per output pixel with the paper's widths: 158 k multiply-adds, 1,408 sines, 2.7 kB gathered from maps that the cache
 // holds; 128 B of F and 16 B of flow are written and read again. On a T4 4.5 ms of matrix instructions for 1280 x 720.
@@ -27,17 +27,21 @@
 #endif
 #endif
 
-constexpr int C = 64;                  // channels of every map, sines of a first layer
-constexpr int WARPS = 4;               // of a block
-constexpr int BLOCKS = 2;              // of a multiprocessor at least: at most 255 registers
+constexpr int C = 64;     // channels of every map, sines of a first layer
+constexpr int WARPS = 4;  // of a block
+// Blocks of a multiprocessor at least, which bounds the registers of a thread by 65536 / 128 / BLOCKS. More of them
+// hide the gathers' latency, though some registers are spilled then. On an H200, ms for 720p by `stif-s`, 2 and 3
+// blocks in pass 1: 0.173 and 0.155 (F given); 2, 3 and 4 in pass 2: 0.386, 0.345, 0.311. A decoder whose last layers
+// have 256 sines keeps them in registers: 0.805, 0.825, 1.445.
+constexpr int IMPLICIT_BLOCKS = 3;
+constexpr int DECODE_BLOCKS = DECODER_LAST > 128 ? 2 : 4;
 constexpr int TILES = 2;               // of 16 pixels in a warp
 constexpr int OWN = 4;                 // pixels of which a lane holds sums; the four lanes of a quad hold the same ones
 constexpr int FEW = 8;                 // outputs of a last layer with few of them, padded
 constexpr int ROWS = 8, COLUMNS = 16;  // output pixels of a block
 constexpr int SLICE = 256;             // of 16 bytes
 constexpr float LIMIT = 1 - 1e-6;      // of normalised coordinates
-constexpr float TWO_PI = 6.283185307179586f;
-constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest whole number
+constexpr float STEPS = 4096;          // 2^12: adding and subtracting it rounds to multiples of 2^-11
 
 struct Half {
     unsigned short bits;
@@ -82,6 +86,18 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     return result;
 }
 
+__device__ __forceinline__ unsigned multiply_pair(unsigned a, unsigned b) {
+    unsigned result;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+}
+
+__device__ __forceinline__ unsigned multiply_add_pair(unsigned a, unsigned b, unsigned c) {
+    unsigned result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
 __device__ __forceinline__ Float2 unpack(unsigned pair) {
     Float2 result;
     asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
@@ -90,18 +106,15 @@ __device__ __forceinline__ Float2 unpack(unsigned pair) {
     return result;
 }
 
-__device__ __forceinline__ float hardware_sine(float radians) {
+// The instruction reduces its argument by itself, with an error of at most 2^-14.7 up to 100 pi: less than the rounding
+// to half precision that follows.
+__device__ __forceinline__ float sine(float radians) {
     float result;
     asm("sin.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(radians));
     return result;
 }
 
 #endif
-
-// sin(2 pi turns). Rounding by two additions, because conversions take the same scarce unit as the sine itself.
-__device__ __forceinline__ float sine(float turns) {
-    return hardware_sine((turns - ((turns + ROUND) - ROUND)) * TWO_PI);
-}
 
 // Channels. Of a tile of 8 columns, lane l holds those at q = 2 (l % 4) and q + 1. Which channels these are is free as
 // long as all weights agree: of each block of 32 channels a lane holds eight neighbours, 8 (l % 4) + 0..7, two of each
@@ -348,42 +361,69 @@ __device__ __forceinline__ void start_first(Sums<C> &first, const float *vectors
     }
 }
 
-__device__ __forceinline__ void add_eight(Sums<C> &sums, int p, int block, const float (&values)[8]) {
+__device__ __forceinline__ void add_eight(Sums<C> &sums, int p, int block, const Quad &values) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[block * 4 + i / 2][p / 2][p % 2 * 2 + i % 2] += values[i];
+    for (int i = 0; i < 4; ++i) {
+        const Float2 pair = unpack(values.at[i]);
+        sums[block * 4 + i][p / 2][p % 2 * 2] += pair.x;
+        sums[block * 4 + i][p / 2][p % 2 * 2 + 1] += pair.y;
+    }
 }
 
-// Bilinear samples of a map with 64 channels, zero outside, at positions that lanes own. use: called with the number of
-// the pixel, the block of 32 channels, and this lane's eight of them.
+// One half of a pair, twice.
+__device__ __forceinline__ unsigned both(unsigned pair, bool upper) {
+    return upper ? pair >> 16 | (pair & 0xffff0000) : pair << 16 | (pair & 0xffff);
+}
+
+// The four cells around a position. top, bottom: number of the left one, times two, plus whether there is one to its
+// right. across, down: weights of left and right, of top and bottom; 0 of what lies outside the map.
+struct Corners {
+    int top, bottom;
+    unsigned across, down;
+};
+
+// Weights of what lies before and after a position in a row of cells; they are exact in half precision, and so is their
+// sum, because the position is rounded to 2^-11 of a cell.
+__device__ __forceinline__ unsigned linear_weights(int cell, float position, int cells) {
+    const float after = ((position - cell) + STEPS) - STEPS;
+    return pack(cell >= 0 && cell < cells ? 1 - after : 0, cell >= -1 && cell < cells - 1 ? after : 0);
+}
+
+__device__ __forceinline__ Corners corners_of(float y, float x, int height, int width) {
+    const int row = (int)floorf(y), column = (int)floorf(x);
+    const int left = min(max(column, 0), width - 1), right = min(max(column + 1, 0), width - 1);
+    const int top = min(max(row, 0), height - 1), bottom = min(max(row + 1, 0), height - 1);
+    return {(top * width + left) * 2 + right - left, (bottom * width + left) * 2 + right - left,
+            linear_weights(column, x, width), linear_weights(row, y, height)};
+}
+
+// This lane's channels of a cell, of whose number twice is given.
+__device__ __forceinline__ const Quad *cell_of(const Half *map, unsigned twice) {
+    return (const Quad *)map + (threadIdx.x % 4 + (unsigned long long)(twice >> 1) * (C / 8));
+}
+
+// Bilinear samples of a map with 64 channels, zero outside, at positions that lanes own, in half precision. use: called
+// with the number of the pixel, the block of 32 channels, and this lane's eight of them.
 template <class Use>
-__device__ __forceinline__ void bilinear(const Half *map, float y, float x, int height, int width, Use use) {
+__device__ __forceinline__ void bilinear(const Half *map, const Corners &own, Use use) {
 #pragma unroll
     for (int p = 0; p < OWN; ++p) {
-        const float vertical = from_owner(y, p), horizontal = from_owner(x, p);
-        const int top = (int)floorf(vertical), left = (int)floorf(horizontal);
-        const float down = vertical - top, right = horizontal - left;
-        const Half *corners[4];
-        float shares[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = top + i / 2, column = left + i % 2;
-            const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-            const int pixel = min(max(row, 0), height - 1) * width + min(max(column, 0), width - 1);
-            corners[i] = map + (long long)pixel * C + threadIdx.x % 4 * 8;
-            shares[i] = inside ? (i / 2 ? down : 1 - down) * (i % 2 ? right : 1 - right) : 0;
-        }
+        const Corners corners = {from_owner(own.top, p), from_owner(own.bottom, p), from_owner(own.across, p),
+                                 from_owner(own.down, p)};
+        const unsigned left = both(corners.across, false), right = both(corners.across, true);
+        const unsigned upper = both(corners.down, false), lower = both(corners.down, true);
+        const Quad *const cells[4] = {cell_of(map, corners.top), cell_of(map, corners.top + 1),
+                                      cell_of(map, corners.bottom), cell_of(map, corners.bottom + 1)};
 #pragma unroll
         for (int block = 0; block < 2; ++block) {
-            float values[8] = {};
+            const Quad a = cells[0][block * 4], b = cells[1][block * 4], c = cells[2][block * 4],
+                       d = cells[3][block * 4];
+            Quad values;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const Quad run = *(const Quad *)(corners[i] + block * 32);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const Float2 pair = unpack(run.at[j]);
-                    values[2 * j] += shares[i] * pair.x;
-                    values[2 * j + 1] += shares[i] * pair.y;
-                }
+                const unsigned above = multiply_add_pair(b.at[i], right, multiply_pair(a.at[i], left));
+                const unsigned below = multiply_add_pair(d.at[i], right, multiply_pair(c.at[i], left));
+                values.at[i] = multiply_add_pair(below, lower, multiply_pair(above, upper));
             }
             use(p, block, values);
         }
@@ -483,7 +523,7 @@ struct Implicit {
     float scale_y, scale_x;  // output pixels in a pixel of the frames
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float16(const Implicit a) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, IMPLICIT_BLOCKS) implicit_float16(const Implicit a) {
     __shared__ Quad buffers[2 * SLICE];
     Stream stream(a.weights, buffers);
     const long long frame = blockIdx.y, pair = blockIdx.y / a.times_per_pair;
@@ -517,16 +557,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
 #pragma unroll
             for (int block = 0; block < 2; ++block) {
                 const Quad run = *(const Quad *)(at + block * 32);
-                float values[8];
+                add_eight(first, p, block, run);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const Float2 read = unpack(run.at[i]);
                     const Float2 by_y = pair_of(a.entry_vectors + 3 * C, block * 4 + i);
                     const Float2 by_x = pair_of(a.entry_vectors + 4 * C, block * 4 + i);
-                    values[2 * i] = read.x + down * by_y.x + right * by_x.x;
-                    values[2 * i + 1] = read.y + down * by_y.y + right * by_x.y;
+                    float *const sums = first[block * 4 + i][p / 2] + p % 2 * 2;
+                    sums[0] += down * by_y.x + right * by_x.x;
+                    sums[1] += down * by_y.y + right * by_x.y;
                 }
-                add_eight(first, p, block, values);
             }
         }
         if (a.feature) {
@@ -555,8 +594,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) implicit_float1
     if (a.feature) {
         start_first(first, a.tif_vectors, t, a.pixel_size);
         multiply_all(first, feature, stream);
-        bilinear(a.bilinear_map + pair * cells * C, near_y, near_x, a.h, a.w,
-                 [&](int p, int block, const float (&values)[8]) { add_eight(first, p, block, values); });
+        bilinear(a.bilinear_map + pair * cells * C, corners_of(near_y, near_x, a.h, a.w),
+                 [&](int p, int block, const Quad &values) { add_eight(first, p, block, values); });
         biases = a.tif_vectors + 3 * C;
     }
     Sums<FEW> out;
@@ -602,7 +641,7 @@ struct Decode {
     float pixel_size;
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) decode_float16(const Decode a) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, DECODE_BLOCKS) decode_float16(const Decode a) {
     __shared__ Quad buffers[2 * SLICE];
     Stream stream(a.weights, buffers);
     const long long frame = blockIdx.y, pair = blockIdx.y / a.times_per_pair;
@@ -623,18 +662,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) decode_float16(
         const float x = warp_coordinate(own.column + a.left, u, a.origin_x, a.step_x);
         if (a.feature) {
             Operand<C> sample;
-            bilinear(a.feature + frame_of_feature * a.box_height * a.box_width * C, to_pixels(y, a.H) - a.box_top,
-                     to_pixels(x, a.W) - a.box_left, a.box_height, a.box_width,
-                     [&](int p, int block, const float (&values)[8]) {
+            const Corners corners =
+                corners_of(to_pixels(y, a.H) - a.box_top, to_pixels(x, a.W) - a.box_left, a.box_height, a.box_width);
+            bilinear(a.feature + frame_of_feature * a.box_height * a.box_width * C, corners,
+                     [&](int p, int block, const Quad &values) {
 #pragma unroll
-                         for (int i = 0; i < 4; ++i)
-                             sample[block * 4 + i][p / 2][p % 2] = pack(values[2 * i], values[2 * i + 1]);
+                         for (int i = 0; i < 4; ++i) sample[block * 4 + i][p / 2][p % 2] = values.at[i];
                      });
             multiply_all(first, sample, stream);
         }
         if (a.map0)
-            bilinear((k ? a.map1 : a.map0) + pair * cells * C, to_pixels(y, a.extent_y), to_pixels(x, a.extent_x), a.h,
-                     a.w, [&](int p, int block, const float (&values)[8]) { add_eight(first, p, block, values); });
+            bilinear((k ? a.map1 : a.map0) + pair * cells * C,
+                     corners_of(to_pixels(y, a.extent_y), to_pixels(x, a.extent_x), a.h, a.w),
+                     [&](int p, int block, const Quad &values) { add_eight(first, p, block, values); });
     }
 
     Sums<FEW> out;

@@ -9,7 +9,9 @@ void multiply_add(float (&d)[4], const unsigned (&a)[2], unsigned b);
 void multiply_add_16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 unsigned pack(float low, float high);
 Float2 unpack(unsigned pair);
-float hardware_sine(float radians);
+unsigned multiply_pair(unsigned a, unsigned b);
+unsigned multiply_add_pair(unsigned a, unsigned b, unsigned c);
+float sine(float radians);
 
 #include "../../csrc/cuda/implicit.cu"
 
@@ -26,7 +28,19 @@ Float2 unpack(unsigned pair) {
     return {(float)halves[0], (float)halves[1]};
 }
 
-float hardware_sine(float radians) {
+unsigned multiply_pair(unsigned a, unsigned b) {
+    return multiply_add_pair(a, b, 0x80008000);
+}
+
+unsigned multiply_add_pair(unsigned a, unsigned b, unsigned c) {
+    const Float2 x = unpack(a), y = unpack(b), z = unpack(c);
+    const _Float16 halves[2] = {(_Float16)((double)x.x * y.x + z.x), (_Float16)((double)x.y * y.y + z.y)};
+    unsigned pair;
+    std::memcpy(&pair, halves, 4);
+    return pair;
+}
+
+float sine(float radians) {
     return std::sin(radians);
 }
 

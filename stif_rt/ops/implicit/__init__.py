@@ -17,26 +17,18 @@ from stif_rt.ops.implicit.interface import Kernels
 log = logging.getLogger(__name__)
 
 BACKENDS: dict[str, ModuleType] = {
-    "triton": triton_backend,
     "cuda": cuda_backend,
+    "triton": triton_backend,
     "cpu": cpu,
     "reference": reference,
 }
-"""Each module has ``unavailable_reason(config, device, dtype)``, None or why it cannot run, and
-``build(functions, device, dtype)``."""
-
-
-def by_preference(device: torch.device) -> list[str]:
-    """The backends in the order in which ``auto`` tries them: CUDA C++ comes first on GPUs whose tensor cores Triton
-    does not use, or not rightly (see ``cuda_backend``): Turing, Hopper and B200."""
-    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
-    return sorted(BACKENDS, key=lambda name: generation in (7, 9, 10) and name != "cuda")
+"""In the order in which ``auto`` tries them. Each module has ``unavailable_reason(config, device, dtype)``, None or why
+it cannot run, and ``build(functions, device, dtype)``."""
 
 
 def choose_backend(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that ``auto`` means for a network; a log says why those before it are not used."""
-    for name in by_preference(device):
-        module = BACKENDS[name]
+    for name, module in BACKENDS.items():
         reason = module.unavailable_reason(config, device, dtype)
         if reason is None:
             return name

@@ -1,9 +1,8 @@
 """The two passes in CUDA C++ (``csrc/cuda/implicit.cu``), in float16, for every NVIDIA GPU since Turing.
 
-They use matrix instructions that all of these have. ``auto`` takes them where Triton cannot use the tensor cores: it
-has no instructions for Turing's (T4, RTX 20), and what it makes of these passes for those that only Hopper (H100, H200)
-and B200 have gave wrong pictures on an H200. On a GPU that a process has not used yet, a small picture is compared with
-the reference first.
+They use matrix instructions that all of these have, in half as many instructions a pixel as Triton's passes; on an H200
+a 720p frame takes half as long (``benchmarks/results``). Triton runs the other dtypes. On a GPU that a process has not
+used yet, a small picture is compared with the reference first.
 """
 
 import ctypes
@@ -26,7 +25,7 @@ from stif_rt.ops import nvrtc
 from stif_rt.ops.implicit import reference
 from stif_rt.ops.implicit.gpu import OLDEST, GpuKernels, Layers, padded_width, unsupported_widths
 from stif_rt.ops.implicit.interface import Kernels, Projections, View
-from stif_rt.ops.implicit.weights import TURNS, FoldedSiren, FoldedWeights, fold
+from stif_rt.ops.implicit.weights import RADIANS, FoldedSiren, FoldedWeights, fold
 
 SOURCE = nvrtc.find_source("implicit.cu")
 KERNELS = ("implicit_float16", "decode_float16")
@@ -125,7 +124,7 @@ def wrong_pictures(config: Config, device: torch.device) -> str | None:
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CudaKernels":
     """The CUDA C++ kernels of a network."""
     with torch.no_grad():
-        return CudaKernels(fold(functions.to(device).float(), TURNS))
+        return CudaKernels(fold(functions.to(device).float(), RADIANS))
 
 
 def definitions(config: Config) -> tuple[str, ...]:
