@@ -207,17 +207,42 @@ def test_a_given_velocity_is_another_graph(pools):
 def test_another_size_drops_the_encoder_s_graphs(pools):
     graphed, plain = make_both(CONFIGS["motion"])
     for size in ((24, 40), (33, 50), (24, 40)):
-        a, b = video(2, size)
-        assert same(graphed.encode(a, b), plain.encode(a, b))
+        for a, b in itertools.pairwise(video(4, size)):
+            assert same(graphed.encode(a, b), plain.encode(a, b))
     assert len(pools) == 6
     assert len(set(pools)) == 3
 
 
 def test_large_frames_are_encoded_without_a_graph(pools):
     graphed, plain = make_both(CONFIGS["motion"], 32 * 64 - 1)
-    a, b = video(2)
-    assert same(graphed.encode(a, b), plain.encode(a, b))
+    for a, b in itertools.pairwise(video(4)):
+        assert same(graphed.encode(a, b), plain.encode(a, b))
     assert not pools
+
+
+def test_one_pair_of_a_size_is_encoded_without_a_graph(pools):
+    graphed, plain = make_both(CONFIGS["motion"])
+    for size in ((24, 40), (33, 50), (24, 40)):
+        a, b = video(2, size)
+        assert same(graphed.encode(a, b), plain.encode(a, b))
+    assert not pools
+
+
+@pytest.mark.parametrize(
+    ("device", "use_graph", "encoder", "pictures"),
+    [
+        ("cuda", None, True, False),
+        ("cuda", True, True, True),
+        ("cuda", False, False, False),
+        ("cpu", None, False, False),
+    ],
+)
+def test_on_a_gpu_the_encoder_is_replayed_by_default(tiny_model, device, use_graph, encoder, pictures):
+    plain = Runtime.from_model(copy.deepcopy(tiny_model), device="cpu")
+    parts = plain.config, plain._engine, plain._renderer.kernels, torch.device(device), torch.float32, 1 << 26
+    runtime = Runtime(*parts, use_graph=use_graph)
+    assert (runtime._encoder_graphs is not None) == encoder
+    assert (runtime._renderer.graphs is not None) == pictures
 
 
 @pytest.mark.parametrize("fault", ["wrong", "nan", "error"])

@@ -148,8 +148,9 @@ class FrameGraphs:
 class EncoderGraphs:
     """The two parts of an encoder that PyTorch runs, as graphs for the frames' size that came last.
 
-    A graph is used only if its first replay gives what its operations have given one by one. Else, or where they cannot
-    be recorded, they are launched one by one from then on, and a warning says why.
+    They are recorded when a second pair of one size comes, because to record costs as much as three pairs. A graph is
+    used only if its first replay gives what its operations have given one by one. Else, or where they cannot be
+    recorded, they are launched one by one from then on, and a warning says why.
     """
 
     def __init__(self, engine: TorchEngine, max_pixels: int) -> None:
@@ -159,6 +160,7 @@ class EncoderGraphs:
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._shape: torch.Size | None = None  # of the frames
+        self._pair_seen = False  # of that shape
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
         self._pool: Any = None
         self._last_replay: torch.cuda.Event | None = None
@@ -171,7 +173,9 @@ class EncoderGraphs:
 
     def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None, shape: torch.Size) -> Features:
         """``TorchEngine.merge`` of what was extracted from frames of that shape."""
-        return self._run(("merge", velocity is None), shape, self._engine.merge, first, second, velocity)
+        features = self._run(("merge", velocity is None), shape, self._engine.merge, first, second, velocity)
+        self._pair_seen = True
+        return features
 
     def _run(self, name: tuple[object, ...], shape: torch.Size, function: Callable[..., R], *inputs: Any) -> R:
         B, _, h, w = shape
@@ -180,7 +184,9 @@ class EncoderGraphs:
                 return function(*inputs)
             if shape != self._shape:
                 self._recorded.clear()
-                self._shape, self._pool = shape, torch.cuda.graph_pool_handle()
+                self._shape, self._pool, self._pair_seen = shape, torch.cuda.graph_pool_handle(), False
+            if not self._pair_seen:
+                return function(*inputs)
             tensors = tensors_of(inputs)
             name = (*name, len(tensors))  # frames may come with what is matched, though a velocity is given
             stream = torch.cuda.current_stream(tensors[0].device)
