@@ -1,7 +1,6 @@
 """Frames in, frames out, for people who read and write their own: what ``stif-rt render`` does between two files."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -106,42 +105,25 @@ def _interpolated(
     weights: str | Path | None,
 ) -> Iterator[NDArray[Any] | Tensor]:
     """The generator of ``interpolate``, whose arguments are checked when it is called."""
+    waiting = iter(frames)
+    first = list(itertools.islice(waiting, 1))
+    if not first:
+        raise ValueError("there are no frames to interpolate")
+    h, w = check_frame(first[0], "frame 0").pixels.shape[-2:]
+    height, width = size or (None, None)
+    layout = make_layout((h, w), 1 if scale is None and size is None else scale, width, height, fit)
     if runtime is None:
-        if weights is None:
-            frames, factor = _known_scale(frames, scale, size)
-            weights = weights_for_scale(factor)
-        runtime = Runtime.load(weights)
-    as_arrays: list[bool] = []
-    timed = _timed(frames, times, rate, runtime.device, as_arrays)
-    render_pair: NetworkRenderer | None = None
+        runtime = Runtime.load(weights_for_scale(layout.scale((h, w))) if weights is None else weights)
+    render_pair = NetworkRenderer(runtime, layout, lambda picture: {"rgb": picture.rgb}, keep_frames)
+    timed = _timed(itertools.chain(first, waiting), times, rate, runtime.device)
     for pair in plan(timed, sampling, cuts, max_gap):
-        if render_pair is None:
-            height, width = size or (None, None)
-            inputs = (pair.before.picture.rgb.shape[1], pair.before.picture.rgb.shape[2])
-            layout = make_layout(inputs, 1 if scale is None and size is None else scale, width, height, fit)
-            render_pair = NetworkRenderer(runtime, layout, lambda picture: {"rgb": picture.rgb}, keep_frames)
         for components in render_pair(pair.before.picture, pair.after.picture, pair.times):
             rgb = components["rgb"]
             if output == "uint8":
                 rgb = (rgb * 255).round_().byte().movedim(0, -1).contiguous()
             else:
                 rgb = rgb.clone()
-            yield np.asarray(rgb.cpu()) if as_arrays[0] else rgb
-
-
-def _known_scale(
-    frames: Iterable[Picture], scale: float | None, size: tuple[int, int] | None
-) -> tuple[Iterable[Picture], float]:
-    """The frames, and how many output pixels an input pixel becomes along each side, in the mean."""
-    if size is None:
-        return frames, 1 if scale is None else scale
-    waiting = iter(frames)
-    first = list(itertools.islice(waiting, 1))
-    factor = 1.0
-    if first:
-        h, w = check_frame(first[0], "frame 0").pixels.shape[-2:]
-        factor = math.sqrt(size[0] * size[1] / (h * w))
-    return itertools.chain(first, waiting), factor
+            yield np.asarray(rgb.cpu()) if not isinstance(first[0], Tensor) else rgb
 
 
 def _timed(
@@ -149,12 +131,8 @@ def _timed(
     times: Iterable[Number] | None,
     rate: Fraction,
     device: torch.device,
-    as_arrays: list[bool],
 ) -> Iterator[Frame]:
-    """Checked frames with their times; each is kept until the next one says when it ends.
-
-    ``as_arrays`` is given one entry: whether the first frame is no tensor.
-    """
+    """Checked frames, at least one, with their times; each is kept until the next one says when it ends."""
     starts = iter(_counted(rate) if times is None else (Fraction(time) for time in times))
     waiting: tuple[Fraction, colour.Picture] | None = None
     length = 1 / rate
@@ -166,8 +144,6 @@ def _timed(
         check_values(pixels, name)
         rgb = pixels[0].to(device).float()
         rgb = rgb / 255 if pixels.dtype == torch.uint8 else rgb
-        if not as_arrays:
-            as_arrays.append(not isinstance(frame, Tensor))
         start = next(starts, None)
         if start is None:
             raise ValueError(f"there are more frames than times: {number}")
@@ -181,8 +157,7 @@ def _timed(
             length = start - before
             yield Frame(before, start, picture)
         waiting = start, colour.Picture(rgb)
-    if waiting is None:
-        raise ValueError("there are no frames to interpolate")
+    assert waiting is not None
     yield Frame(waiting[0], waiting[0] + length, waiting[1])
 
 

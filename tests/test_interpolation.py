@@ -47,7 +47,8 @@ def test_frames_of_the_input_are_kept_where_the_size_stays(runtime, keep):
 @pytest.mark.parametrize(
     ("options", "name"),
     [({}, "stif-i"), ({"scale": 1.25}, "stif-i"), ({"scale": 2}, "stif-s"), ({"size": (20, 36)}, "stif-i"),
-     ({"size": (36, 64)}, "stif-s")],
+     ({"size": (36, 64)}, "stif-s"), ({"size": (20, 72), "fit": "cover"}, "stif-s"),
+     ({"size": (20, 72), "fit": "contain"}, "stif-i")],
 )  # fmt: skip
 def test_bundled_weights_are_those_that_fit_the_scale(options, name):
     made = interpolate(iter(clip(2)), time_scale=2, **options)

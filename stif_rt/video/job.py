@@ -66,8 +66,8 @@ class Job:
 
     @property
     def scale(self) -> float:
-        """Pixels of the rendered picture per pixel of the input, the geometric mean of both axes."""
-        return math.sqrt(math.prod(self.layout.picture) / (self.reader.height * self.reader.width))
+        """Pixels of the rendered picture per pixel of the input."""
+        return self.layout.scale((self.reader.height, self.reader.width))
 
     def fitting_weights(self) -> str:
         """The name of the bundled weights that fit the scale."""

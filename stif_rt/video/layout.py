@@ -29,6 +29,10 @@ class Layout(NamedTuple):
         """Whether the frame is the rendered picture itself."""
         return self.region == (0, 0, *self.frame) and self.picture == self.frame
 
+    def scale(self, inputs: tuple[int, int]) -> float:
+        """Pixels of the rendered picture per pixel of the input of that size, the geometric mean of both axes."""
+        return math.sqrt(math.prod(self.picture) / math.prod(inputs))
+
 
 def make_layout(
     inputs: tuple[int, int],
