@@ -236,7 +236,7 @@ def search(pair: Tensor, start: Tensor, cells: Tensor) -> Tensor:
         second = torch.cat([seconds[x % 2][..., along(x)] for x in reach])
         rows.append((first - second).abs().mean(1))
     difference = torch.cat(rows).unflatten(0, (len(CELLS), -1))  # [N, B, h, w]
-    difference = _around_cells(difference) + FARTHER * cells.norm(dim=1).view(-1, 1, 1, 1)
+    difference = _over_neighbours(difference) + FARTHER * cells.norm(dim=1).view(-1, 1, 1, 1)
     return start + cells[difference.argmin(0)].movedim(-1, 1)
 
 
@@ -293,10 +293,11 @@ def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:
     """How much normalised match maps [B, C, h, w] differ around each cell, [B, 1, h, w]."""
-    return _around_cells((first - second).abs().mean(1, keepdim=True))
+    return _over_neighbours((first - second).abs().mean(1, keepdim=True))
 
 
-def _around_cells(difference: Tensor) -> Tensor:
+def _over_neighbours(difference: Tensor) -> Tensor:
+    """Differences of cells [.., h, w], limited so that none outweighs all others, as means over the cells around."""
     return _smooth(_smooth(_smooth(difference.clamp(max=LARGEST_DIFFERENCE))))
 
 
