@@ -38,6 +38,7 @@ from stif_rt.ops.implicit import cpu, reference
 from stif_rt.ops.implicit.interface import Kernels, View
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
+from stif_rt.runtime.encoding import pad
 from stif_rt.timing import time_steps
 from stif_rt.video.writer import write_video
 
@@ -158,10 +159,10 @@ def encoder_rows(paper: STIF) -> list[Row]:
     rows = [floor._replace(floor=floor.name)]
     for name, model in (("the paper's", paper), ("stif-s", STIF(CONFIGS["stif-s"]).eval())):
         engine = TorchEngine(model.encoder, CPU, dtype)
-        sides = [-(-side // model.config.multiple) * model.config.multiple for side in INPUTS]
 
-        def run(engine: TorchEngine = engine, sides: list[int] = sides) -> object:
-            return engine(torch.rand(1, 2, 3, *sides))  # new frames, so that nothing is kept from the pair before
+        def run(engine: TorchEngine = engine, multiple: int = model.config.multiple) -> object:
+            frames = torch.rand(2, 3, *INPUTS)  # new ones, so that nothing is kept from the pair before
+            return engine(pad(frames, multiple)[None])
 
         with FlopCounterMode(display=False) as counter:
             run()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.clip_report import FRAMES, INPUTS, LAUNCH, OUTPUTS, Operation, encoder_operations, model_clip
+from benchmarks.clip_report import FRAMES, INPUTS, OUTPUTS, SMALLEST, Operation, encoder_operations, model_clip
 from benchmarks.kernel_report import GPUS, NETWORKS
 
 H100 = next(gpu for gpu in GPUS if gpu.name == "H100")
@@ -36,9 +36,9 @@ def test_every_convolution_is_counted_and_nothing_that_is_free():
     [
         (Operation("convolution", round(10 * H100.tensor * 1e9), 1), 10),
         (Operation("add", 0, round(2 * H100.memory * 1e6)), 2),
-        (Operation("add", 0, 4), LAUNCH),
+        (Operation("add", 0, 4), SMALLEST),
     ],
-    ids=["products", "memory", "launch"],
+    ids=["products", "memory", "smallest"],
 )
 def test_an_operation_takes_what_limits_it(operation, milliseconds):
     clip = model_clip(H100, [operation, operation], [])

@@ -33,8 +33,11 @@ constexpr int WARPS = 4;  // of a block
 // hide the gathers' latency, though some registers are spilled then. On an H200, ms for 720p by `stif-s`, 2 and 3
 // blocks in pass 1: 0.173 and 0.155 (F given); 2, 3 and 4 in pass 2: 0.386, 0.345, 0.311. A decoder whose last layers
 // have 256 sines keeps them in registers: 0.805, 0.825, 1.445.
-constexpr int IMPLICIT_BLOCKS = 3;
-constexpr int DECODE_BLOCKS = DECODER_LAST > 128 ? 2 : 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // what is spilled takes twice as long on Turing
+constexpr int IMPLICIT_BLOCKS = 2, DECODE_BLOCKS = 2;
+#else
+constexpr int IMPLICIT_BLOCKS = 3, DECODE_BLOCKS = DECODER_LAST > 128 ? 2 : 4;
+#endif
 constexpr int TILES = 2;               // of 16 pixels in a warp
 constexpr int OWN = 4;                 // pixels of which a lane holds sums; the four lanes of a quad hold the same ones
 constexpr int FEW = 8;                 // outputs of a last layer with few of them, padded
