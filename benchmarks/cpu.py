@@ -15,7 +15,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,7 +40,10 @@ from stif_rt.ops.implicit.interface import Kernels, View
 from stif_rt.ops.implicit.weights import TURNS, fold
 from stif_rt.runtime import Runtime
 from stif_rt.runtime.encoding import pad
+from stif_rt.runtime.pair import Pair
+from stif_rt.runtime.weights import weights_for_scale
 from stif_rt.timing import time_steps
+from stif_rt.video.run import render_video
 from stif_rt.video.writer import write_video
 
 INPUTS, OUTPUTS = (180, 320), (720, 1280)
@@ -190,15 +194,52 @@ def measure(rows: list[Row], rounds: int) -> dict[str, float]:
 
 def video_rate(frames_per_pair: int = 8) -> float:
     """Output frames per second of ``stif-rt render`` with the bundled weights, start of the program included."""
-    rng = np.random.default_rng(0)
-    picture = np.kron(rng.integers(0, 256, (23, 45, 3)), np.ones((8, 8, 1), int))[:180, :320].astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.mp4", Path(folder) / "out.mp4"
-        write_video(source, (np.roll(picture, 2 * n, 1) for n in range(4)), Fraction(24))
+        moving_clip(source, 4)
         command = [sys.executable, "-m", "stif_rt.cli", "render", source, target, "--time-scale", str(frames_per_pair)]
         start = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         return 4 * frames_per_pair / (time.perf_counter() - start)
+
+
+def moving_clip(path: Path, frames: int) -> None:
+    """A texture of 320x180 that moves two pixels a frame."""
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (23, 45, 3)), np.ones((8, 8, 1), int))[:180, :320].astype(np.uint8)
+    write_video(path, (np.roll(picture, 2 * n, 1) for n in range(frames)), Fraction(24))
+
+
+def overhead(scale: float, rounds: int) -> float:
+    """How many times as long a render takes as its calls of ``encode`` and ``render`` alone.
+
+    Of 320x180, eight frames for each pair; medians of both in turn, with program and weights loaded.
+    """
+    runtime = Runtime.load(weights_for_scale(scale))
+    calls: list[Callable[[], object]] = []
+    encode, render = Runtime.encode, Pair.render
+
+    def recorded_encode(self: Runtime, *frames: torch.Tensor) -> Pair:
+        copies = [frame.clone() for frame in frames]
+        calls.append(lambda: encode(self, *copies))
+        return encode(self, *frames)
+
+    def recorded_render(self: Pair, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(lambda: runtime.render(*arguments, **options))
+        return render(self, *arguments, **options)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.mp4", Path(folder) / "out.mp4"
+        moving_clip(source, 7)
+        whole = partial(
+            render_video, source, target, runtime=runtime, scale=scale, time_scale=8, overwrite=True, cuts="none"
+        )
+        with patch.object(Runtime, "encode", recorded_encode), patch.object(Pair, "render", recorded_render):
+            whole()
+        seconds = measure(
+            [Row("render", whole, 0, ""), Row("calls", lambda: [call() for call in calls], 0, "")], rounds
+        )
+    return seconds["render"] / seconds["calls"]
 
 
 def growth() -> None:
@@ -255,6 +296,8 @@ def main(
     )
     if video:
         print(f"stif-rt render, bundled weights, eight frames per pair: {video_rate():.2f} output frames per second")
+        for scale in (4, 1.5):
+            print(f"At x{scale} a render takes {overhead(scale, rounds):.3f} times its encode and render calls alone.")
 
 
 if __name__ == "__main__":

@@ -150,6 +150,6 @@ def test_free_memory_is_the_machine_s_or_the_container_s(tmp_path, files, bytes_
 
 
 def test_default_memory_is_a_share_of_it(monkeypatch):
-    for free, expected in ((8 << 30, 2 << 30), (1 << 40, 4 << 30), (None, 1 << 30)):
+    for free, expected in ((4 << 30, 1 << 30), (1 << 40, 2 << 30), (None, 1 << 30)):
         monkeypatch.setattr("stif_rt.runtime.device.free_memory", lambda free=free: free)
         assert default_memory(torch.device("cpu")) == expected

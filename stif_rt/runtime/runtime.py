@@ -116,10 +116,11 @@ class Runtime:
             kernels: The backend of the implicit functions, a name that ``stif-rt info`` lists, or ``auto``.
             encoder: The encoder's engine, likewise.
             max_memory: Bytes, or words such as ``"1GB"``, of what the encoder and ``render`` work with; a quarter of
-                the memory that is free, at most 4 GiB, if None. Frames, the encoded pair and results come on top.
-                Larger frames are encoded in overlapping tiles and larger pictures rendered in tiles, with the same
-                result. The smallest tiles are never split, even if they exceed it; the velocity is found on whole
-                frames; and networks with the recurrent stage, and exported encoders, take whole frames.
+                the memory that is free, at most 2 GiB on a CPU and 4 on a GPU, if None. Frames, the encoded pair and
+                results come on top. Larger frames are encoded in overlapping tiles and larger pictures rendered in
+                tiles, with the same result. The smallest tiles are never split, even if they exceed it; the velocity
+                is found on whole frames; and networks with the recurrent stage, and exported encoders, take whole
+                frames.
             use_graph: Replay CUDA graphs, which is far less work for the host, at the price of memory. None: of the
                 encoder, for frames that are not large, with up to a quarter of ``max_memory``; the network's 2,000
                 small operations take an H200 five times as long otherwise. True: of whole pictures too, with up to
