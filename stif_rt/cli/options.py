@@ -10,7 +10,7 @@ import typer
 from stif_rt.dtypes import DTYPES
 
 NETWORK = "Network"
-BACKENDS = ("triton", "cuda", "cpu", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "reference")
 ENGINES = ("torch", "compiled")
 """Names for help, as the modules have them that are too slow to import for it; a test compares."""
 
