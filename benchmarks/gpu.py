@@ -1,8 +1,9 @@
 """Times of the GPU kernels on the GPU at hand, beside PyTorch and the roofline of ``benchmarks.kernel_report``.
 
-``python -m benchmarks.gpu`` first checks each kernel against the reference, then times a pair's projections and both
-passes of a 720p frame from 320x180, the encoder, the deformable convolution, a whole frame with and without a CUDA
-graph, and a pair of a clip with eight frames, from bytes to bytes. It writes ``benchmarks/results/GPU-NAME.json``.
+``python -m benchmarks.gpu`` first checks each backend against the reference, then times a pair's projections and both
+passes of a 720p frame from 320x180, the encoder and the deformable convolution; and through ``Runtime`` with no, some
+and all CUDA graphs a pair, a frame, and a pair of a clip with eight frames, from bytes to bytes. It writes
+``benchmarks/results/GPU-NAME.json``.
 """
 
 from __future__ import annotations
