@@ -15,7 +15,7 @@ from stif_rt.cli.options import parse_size
 from stif_rt.model.config import CONFIGS
 from stif_rt.model.stif import STIF
 from stif_rt.runtime import Runtime
-from stif_rt.runtime.weights import WEIGHTS_FOLDER
+from stif_rt.runtime.weights import is_bundled
 
 
 def main() -> None:
@@ -41,8 +41,9 @@ def measure(given: argparse.Namespace) -> None:
     """One case, in this process."""
     options = {"device": "cpu", "dtype": given.dtype, "max_memory": given.max_memory}
     torch.manual_seed(0)
-    bundled = (WEIGHTS_FOLDER / f"{given.child}.safetensors").is_file()
-    if given.child in CONFIGS and not bundled:  # memory does not depend on the weights, though the tiles' halo does
+    if given.child in CONFIGS and not is_bundled(
+        given.child
+    ):  # memory does not depend on the weights, though the tiles' halo does
         runtime = Runtime.from_model(STIF(CONFIGS[given.child]), **options)
     else:
         runtime = Runtime.load(given.child, **options)

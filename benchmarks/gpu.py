@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +30,15 @@ from stif_rt.geometry import cell_count, make_geometry
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import CHANNELS, CONFIGS
 from stif_rt.model.encoder import Features
-from stif_rt.model.siren import Siren
 from stif_rt.model.stif import STIF
 from stif_rt.ops.deform_conv import cuda as deform_conv_cuda
 from stif_rt.ops.deform_conv import deform_conv2d_reference
-from stif_rt.ops.implicit import BACKENDS, make_kernels, triton_backend
+from stif_rt.ops.implicit import BACKENDS, cuda_backend, make_kernels, triton_backend
 from stif_rt.ops.implicit.interface import Kernels, View
 from stif_rt.runtime import Runtime
 from stif_rt.runtime.encoding import pad
 from stif_rt.runtime.pair import Pair
-from stif_rt.runtime.weights import WEIGHTS_FOLDER
+from stif_rt.runtime.weights import bundled_weights, is_bundled
 from stif_rt.timing import time_steps
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,13 +140,11 @@ def whole(model: STIF, dtype: str, use_graph: bool | None) -> dict[str, Any]:
 
 def load(name: str) -> STIF:
     """The bundled network of that name; else one of random weights, the last layers' too, with which training has 0."""
-    if (path := WEIGHTS_FOLDER / f"{name}.safetensors").is_file():
-        return load_model(path)
+    if is_bundled(name):
+        return load_model(bundled_weights(name))
     torch.manual_seed(0)
     model = STIF(CONFIGS[name]).eval()
-    with torch.no_grad():
-        for function in model.implicit_functions.children():
-            cast(Siren, function).linears[-1].weight.uniform_(-0.05, 0.05)
+    cuda_backend.draw_outputs(model.implicit_functions)
     return model
 
 

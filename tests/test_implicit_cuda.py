@@ -202,9 +202,12 @@ def reports():
 @JOBS
 def test_compiled_kernels_keep_to_registers_and_shared_memory(reports, job):
     report = reports[job]
-    # a few registers are spilled for more blocks at once: see IMPLICIT_BLOCKS in the source
-    assert report.stack <= 256
-    assert report.count("LDL", "STL") <= 0.04 * report.instructions
+    spilled = report.count("LDL", "STL")
+    if job[1] == 75:
+        assert (report.stack, spilled) == (0, 0), "spilled registers or local memory"
+    else:  # a few registers, for more blocks at once: see IMPLICIT_BLOCKS in the source
+        assert report.stack <= 256
+        assert spilled <= 0.04 * report.instructions
     assert report.shared <= 16 * 1024  # of 64 KiB on Turing
     assert report.resident_warps >= 8
     assert report.code <= 128 * 1024
@@ -334,6 +337,7 @@ def gpu(monkeypatch):
         ((7, 5), torch.float16, "cuda"),
         ((7, 5), torch.float32, "triton"),
         ((8, 0), torch.float16, "cuda"),
+        ((8, 9), torch.float16, "cuda"),
         ((8, 9), torch.bfloat16, "triton"),
         ((9, 0), torch.float16, "cuda"),
         ((9, 0), torch.bfloat16, "triton"),

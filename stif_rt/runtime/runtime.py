@@ -72,7 +72,7 @@ class Runtime:
         device: torch.device,
         dtype: torch.dtype,
         max_memory: int,
-        use_graph: bool | None = False,
+        use_graph: bool | None = None,
         weights: str = "a network in memory",
     ) -> None:
         self.config = config

@@ -12,10 +12,15 @@ SMALLEST_ENLARGEMENT = 1.5
 """Scale from which DEFAULT is better than SAME_SIZE."""
 
 
+def is_bundled(name: str) -> bool:
+    """Whether weights of that name come with the package."""
+    return (WEIGHTS_FOLDER / f"{name}{SUFFIX}").is_file()
+
+
 def bundled_weights(name: str = DEFAULT) -> Path:
     """The file of bundled weights. Raises FileNotFoundError, with the names that there are."""
     path = WEIGHTS_FOLDER / f"{name}{SUFFIX}"
-    if not path.is_file():
+    if not is_bundled(name):
         names = ", ".join(sorted(path.stem for path in WEIGHTS_FOLDER.glob(f"*{SUFFIX}")))
         raise FileNotFoundError(f"no weights are called {name!r}, and there is no such file; bundled are: {names}")
     return path
@@ -37,5 +42,5 @@ def name_of(path: Path) -> str:
 
 def weights_for_scale(scale: float) -> str:
     """The name of the bundled weights for pictures of ``scale`` output pixels per input pixel."""
-    fits = scale < SMALLEST_ENLARGEMENT and (WEIGHTS_FOLDER / f"{SAME_SIZE}{SUFFIX}").is_file()
+    fits = scale < SMALLEST_ENLARGEMENT and is_bundled(SAME_SIZE)
     return SAME_SIZE if fits else DEFAULT

@@ -97,8 +97,7 @@ def wrong_pictures(config: Config, device: torch.device) -> str | None:
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         functions = ImplicitFunctions(config)
-        for network in functions.children():
-            cast(Siren, network).linears[-1].weight.uniform_(-0.05, 0.05)  # some begin with zeros
+        draw_outputs(functions)
         (h, w), outputs, stride = (16, 24), (27, 50), config.feature_stride
         cells = cell_count(h, stride), cell_count(w, stride)
         velocity = (4 * torch.rand(1, 2, *cells) - 2).to(device) if config.motion else None
@@ -119,6 +118,13 @@ def wrong_pictures(config: Config, device: torch.device) -> str | None:
     if error < LARGEST_ERROR:  # not so if it is NaN
         return None
     return f"the CUDA C++ kernels give wrong pictures on this GPU (error {error:.1e}); please report it"
+
+
+@torch.no_grad()
+def draw_outputs(functions: ImplicitFunctions) -> None:
+    """Draws the last layers' weights of a network at random: some begin with zeros, and nothing before them counts."""
+    for network in functions.children():
+        cast(Siren, network).linears[-1].weight.uniform_(-0.05, 0.05)
 
 
 def build(functions: ImplicitFunctions, device: torch.device, dtype: torch.dtype) -> "CudaKernels":
