@@ -69,7 +69,10 @@ def on_cuda(config):
 
 @pytest.fixture(params=["deformable", pytest.param("motion", marks=pytest.mark.slow)])
 def costs(monkeypatch, request):
-    """A runtime on fake CUDA tensors, and what is dispatched while the costs that it comes with are entered."""
+    """A runtime on fake CUDA tensors, and what is dispatched while the costs that it comes with are entered.
+
+    It replays no CUDA graphs: only a driver can record them.
+    """
     costs = Costs()
     monkeypatch.setattr(triton_backend, "launch", lambda kernel, *_, **__: costs.kernels.append(kernel))
     monkeypatch.setattr(frames, "pinned", torch.clone)  # memory is pinned by the driver
@@ -90,7 +93,7 @@ def costs(monkeypatch, request):
             )
         engine = TorchEngine.__new__(TorchEngine)  # fake parameters cannot be converted in place
         engine.encoder, engine.dtype = model.encoder, torch.float32
-        yield Runtime(config, engine, kernels, CUDA, torch.float16, 1 << 30), costs
+        yield Runtime(config, engine, kernels, CUDA, torch.float16, 1 << 30, use_graph=False), costs
     requests._geometry.cache_clear()
 
 
@@ -163,9 +166,9 @@ def test_a_picture_beyond_the_budget_is_more_launches_of_the_same_pictures(costs
     """Times are split before pictures are: a picture that fits alone is never cut, so nothing waits."""
     runtime, counted = costs
     pair = runtime.encode(frame(), frame())
-    small = Runtime(
-        runtime.config, runtime._engine, pair._renderer.kernels, CUDA, torch.float16, 2 * 16 * H * W * (64 * 2 + 16)
-    )
+    two_pictures = 2 * 16 * H * W * (64 * 2 + 16)
+    kernels = pair._renderer.kernels
+    small = Runtime(runtime.config, runtime._engine, kernels, CUDA, torch.float16, two_pictures, use_graph=False)
     pair = small.encode(frame(), frame())
     pair.render(0.1, scale=4)
     before = len(counted.kernels)
