@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.gpu`` first checks each backend against the reference, then times a pair's projections and both
 passes of a 720p frame from 320x180, the encoder and the deformable convolution; and through ``Runtime`` with no, some
-and all CUDA graphs a pair, a frame, and a pair of a clip with eight frames, from bytes to bytes. It writes
-``benchmarks/results/GPU-NAME.json``.
+and all CUDA graphs a pair, a frame, and a pair of a clip with eight frames, from bytes to bytes; with ``--compiled``
+also by the engine of that name. It writes ``benchmarks/results/GPU-NAME.json``, anew after each network and dtype.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def rms(x: Tensor) -> float:
 @torch.inference_mode()
 def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     frames = pad(torch.rand(2, 3, *INPUTS, device=device), model.config.multiple)[None]
-    engines = {name: make_engine(name, model.encoder, device, dtype) for name in ("torch", "compiled")}
-    timings = {f"encoder, {name}": milliseconds(partial(engine, frames), 10) for name, engine in engines.items()}
+    engine = make_engine("torch", copy.deepcopy(model.encoder), device, dtype)
+    timings = {"encoder": milliseconds(partial(engine, frames), 10)}
     x = torch.rand(1, 64, *INPUTS, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     offset, mask = (torch.rand(1, n, *INPUTS, device=device, dtype=dtype) for n in (144, 72))
     given = (x, offset, mask, torch.rand(64, 64, 3, 3, device=device, dtype=dtype), None)
@@ -113,12 +113,12 @@ def encoder(model: STIF, dtype: torch.dtype, device: torch.device) -> dict[str, 
     return timings
 
 
-def whole(model: STIF, dtype: str, use_graph: bool | None) -> dict[str, Any]:
+def whole(model: STIF, dtype: str, use_graph: bool | None, engine: str = "torch") -> dict[str, Any]:
     """Through ``Runtime``: a frame, a pair of a clip, and that pair with its frames.
 
     Of a pair the first frame is known from the pair before, as ``benchmarks.clip_report`` models it.
     """
-    runtime = Runtime.from_model(copy.deepcopy(model), device="cuda", dtype=dtype, use_graph=use_graph)
+    runtime = Runtime.from_model(copy.deepcopy(model), device="cuda", dtype=dtype, encoder=engine, use_graph=use_graph)
     frames = [torch.randint(0, 256, (3, *INPUTS), dtype=torch.uint8) for _ in range(2)]
     times = [n / FRAMES for n in range(FRAMES)]
 
@@ -148,47 +148,52 @@ def load(name: str) -> STIF:
     return model
 
 
+@torch.no_grad()
+def measure(name: str, dtype: str, device: torch.device, eager: bool, compiled: bool) -> dict[str, Any]:
+    """All that is timed of a network under a dtype."""
+    model = load(name)
+    row: dict[str, Any] = passes(model, parse_dtype(dtype), device, eager)
+    row |= encoder(model, parse_dtype(dtype), device)
+    graphs = {"no graphs": False, "the encoder's graphs": None, "all graphs": True}
+    row |= {key: whole(model, dtype, use_graph) for key, use_graph in graphs.items()}
+    if compiled:
+        row["the encoder compiled, and its graphs"] = whole(model, dtype, None, "compiled")
+    gpu = next((g for g in kernel_report.GPUS if re.search(rf"\b{g.name}\b", torch.cuda.get_device_name(device))), None)
+    if gpu is not None:
+        network = name if name in kernel_report.NETWORKS else "stif"
+        reports = [
+            kernel_report.compile_triton(kernel, gpu.capability, dtype, network) for kernel in kernel_report.KERNELS
+        ]
+        row["roofline"] = {
+            report.kernel.removesuffix("_kernel"): max(kernel_report.roofline(report, gpu).values())
+            for report in reports
+        }
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=tuple(CONFIGS), default="stif-s")
+    parser.add_argument("--model", choices=tuple(CONFIGS), action="append", help="default: stif-s")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: all that the GPU has")
     parser.add_argument("--no-eager", action="store_true", help="do not time the reference, which is slow")
+    parser.add_argument("--compiled", action="store_true", help="time the compiled encoder too, which takes minutes")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this needs an NVIDIA GPU that PyTorch can use")
     device = torch.device("cuda", torch.cuda.current_device())
-    config = CONFIGS[options.model]
-    results: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(device),
-        "torch": torch.__version__,
-        "model": options.model,
-        "inputs": INPUTS,
-        "outputs": OUTPUTS,
-    }
-    gpu = next((g for g in kernel_report.GPUS if re.search(rf"\b{g.name}\b", results["gpu"])), None)
-    for name in options.dtype or DTYPES:
-        if reason := triton_backend.unavailable_reason(config, device, parse_dtype(name)):
-            print(f"{name}: {reason}")
-            continue
-        model = load(options.model)
-        row: dict[str, Any] = passes(model, parse_dtype(name), device, not options.no_eager)
-        row |= encoder(model, parse_dtype(name), device)
-        graphs = {"no graphs": False, "the encoder's graphs": None, "all graphs": True}
-        row |= {key: whole(model, name, use_graph) for key, use_graph in graphs.items()}
-        if gpu is not None:
-            network = options.model if options.model in kernel_report.NETWORKS else "stif"
-            reports = [
-                kernel_report.compile_triton(kernel, gpu.capability, name, network) for kernel in kernel_report.KERNELS
-            ]
-            row["roofline"] = {
-                report.kernel.removesuffix("_kernel"): max(kernel_report.roofline(report, gpu).values())
-                for report in reports
-            }
-        results[name] = row
-        print(json.dumps({name: row}, indent=2))
+    gpu = torch.cuda.get_device_name(device)
+    results: dict[str, Any] = {"gpu": gpu, "torch": torch.__version__, "inputs": INPUTS, "outputs": OUTPUTS}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', results['gpu'])}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    path = RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+    for name in options.model or ["stif-s"]:
+        for dtype in options.dtype or DTYPES:
+            if reason := triton_backend.unavailable_reason(CONFIGS[name], device, parse_dtype(dtype)):
+                print(f"{name}, {dtype}: {reason}")
+                continue
+            row = measure(name, dtype, device, not options.no_eager, options.compiled)
+            results.setdefault(name, {})[dtype] = row
+            print(json.dumps({name: {dtype: row}}, indent=2), flush=True)
+            path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {path}")
 
 
