@@ -11,7 +11,7 @@ LAYERS = (
     "stif_rt.ops stif_rt.weights stif_rt.model.config",
     "stif_rt.geometry",
     "stif_rt.ops.native stif_rt.ops.nvrtc",
-    "stif_rt.ops.deform_conv",
+    "stif_rt.ops.deform_conv stif_rt.ops.matching",
     "stif_rt.model",
     "stif_rt.ops.implicit",
     "stif_rt.bundle",

@@ -91,7 +91,7 @@ def test_in_another_build(request, tmp_path, marker, flags):
         isas = lacking or ("amx",)
     files = [
         str(ROOT / "tests" / f"test_{name}.py")
-        for name in ("native", "implicit_cpu", "deform_conv_cpu", "runtime_backends")
+        for name in ("native", "implicit_cpu", "deform_conv_cpu", "matching", "runtime_backends")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-m", marker]
     command += ["--native-library", str(build_emulated(tmp_path, *flags)), "--native-isas", ",".join(isas)]

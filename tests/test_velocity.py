@@ -16,8 +16,9 @@ from stif_rt.engines.torch_eager import TorchEngine
 from stif_rt.model.checkpoints import load_model
 from stif_rt.model.config import Config
 from stif_rt.model.stif import STIF
-from stif_rt.model.velocity import CELLS, FARTHER, REACH, VelocityHead, normalise, search, warp
+from stif_rt.model.velocity import CELLS, FARTHER, REACH, VelocityHead, search
 from stif_rt.ops.implicit import BACKENDS
+from stif_rt.ops.matching import normalise, warp
 from stif_rt.runtime import Runtime, bundled_weights
 
 STRIDES = {1: Config(**MOTION, **LEARNED), 2: Config(**(MOTION | {"front_blocks": 0}), **LEARNED, feature_stride=2)}
@@ -92,7 +93,7 @@ def test_match_maps_are_normalised_over_the_cells_around_that_there_are(size):
     around = functools.partial(F.avg_pool2d, kernel_size=17, stride=1, padding=8, count_include_pad=False)
     mean, power = around(pair.mean(0)), around(pair.square().mean(0))
     expected = (pair - mean) / (power - mean.square() + 1e-4).clamp(min=1e-4).sqrt()
-    torch.testing.assert_close(normalise(pair), expected)
+    torch.testing.assert_close(normalise(*pair), expected)
 
 
 @pytest.mark.parametrize("start", [(0, 0), (2, -4)])

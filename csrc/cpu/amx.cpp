@@ -75,18 +75,16 @@ void with_tiles(const Call &call, int64_t begin, int64_t end) {
     RUN(call, begin, end);
 }
 
+constexpr Isa describe_amx() {
+    Isa isa = describe<Amx>("amx", amx_unavailable);
+    isa.implicit = with_tiles<stif_rt_implicit, implicit<Amx>>;
+    isa.decode = with_tiles<stif_rt_decode, decode<Amx>>;
+    isa.deform_conv = with_tiles<stif_rt_deform_conv, deform_conv<Amx>>;
+    return isa;
+}
+
 }  // namespace
 
-const Isa amx = {"amx",
-                 true,
-                 Amx::lanes,
-                 Amx::kr,
-                 Amx::k_align,
-                 Amx::tile_pixels,
-                 amx_unavailable,
-                 with_tiles<stif_rt_implicit, implicit<Amx>>,
-                 with_tiles<stif_rt_decode, decode<Amx>>,
-                 with_tiles<stif_rt_deform_conv, deform_conv<Amx>>,
-                 sine_all<Amx>};
+const Isa amx = describe_amx();
 
 }  // namespace stif_rt

@@ -19,7 +19,10 @@ struct Avx512 {
     static void store(float *p, Vector v) { _mm512_storeu_ps(p, v); }
     static Vector set(float value) { return _mm512_set1_ps(value); }
     static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+    static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
     static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+    static Vector absolute(Vector a) { return _mm512_abs_ps(a); }
+    static float sum(Vector a) { return _mm512_reduce_add_ps(a); }
     static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
     static Vector round(Vector a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Operand load_operand(const float *p) { return _mm512_load_ps(p); }

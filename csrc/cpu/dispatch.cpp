@@ -10,6 +10,9 @@
 namespace stif_rt {
 namespace {
 
+// What a thread takes at a time: rows of a map, and units that have rows and columns.
+constexpr int64_t CHUNK_ROWS = 8, CHUNK_UNITS = 2;
+
 // By preference. What the build could not compile is not listed.
 const Isa *const ISAS[] = {
 #if defined(STIF_RT_WITH_AMX)
@@ -75,10 +78,15 @@ int32_t in_parallel(int64_t count, int64_t chunk, int32_t threads, Body body) {
 
 using namespace stif_rt;
 
-void stif_rt_sizes(int64_t sizes[3]) {
+void stif_rt_sizes(int64_t sizes[8]) {
     sizes[0] = sizeof(stif_rt_implicit);
     sizes[1] = sizeof(stif_rt_decode);
     sizes[2] = sizeof(stif_rt_deform_conv);
+    sizes[3] = sizeof(stif_rt_warp);
+    sizes[4] = sizeof(stif_rt_normalise);
+    sizes[5] = sizeof(stif_rt_gauss_newton);
+    sizes[6] = sizeof(stif_rt_evidence);
+    sizes[7] = sizeof(stif_rt_choose);
 }
 
 int32_t stif_rt_isa_count(void) {
@@ -127,6 +135,38 @@ int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *call, in
     const Isa &set = *ISAS[isa];
     return in_parallel(call->height * call->width, 8 * set.tile_pixels, threads,
                        [&](int64_t begin, int64_t end) { set.deform_conv(*call, begin, end); });
+}
+
+int32_t stif_rt_run_warp(int32_t isa, const stif_rt_warp *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(call->height, CHUNK_ROWS, threads,
+                       [&](int64_t begin, int64_t end) { set.warp(*call, begin, end); });
+}
+
+int32_t stif_rt_run_normalise(int32_t isa, const stif_rt_normalise *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(units(call->height, call->width, NORMALISE_ROWS, NORMALISE_COLUMNS), CHUNK_UNITS, threads,
+                       [&](int64_t begin, int64_t end) { set.normalise(*call, begin, end); });
+}
+
+int32_t stif_rt_run_gauss_newton(int32_t isa, const stif_rt_gauss_newton *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(units(call->height, call->width, PRODUCTS_ROWS, PRODUCTS_COLUMNS), CHUNK_UNITS, threads,
+                       [&](int64_t begin, int64_t end) { set.products(*call, begin, end); }) ||
+           in_parallel(call->height, 2 * CHUNK_ROWS, threads,
+                       [&](int64_t begin, int64_t end) { set.solve(*call, begin, end); });
+}
+
+int32_t stif_rt_run_evidence(int32_t isa, const stif_rt_evidence *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(call->height, CHUNK_ROWS, threads,
+                       [&](int64_t begin, int64_t end) { set.evidence(*call, begin, end); });
+}
+
+int32_t stif_rt_run_choose(int32_t isa, const stif_rt_choose *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(call->height, CHUNK_ROWS, threads,
+                       [&](int64_t begin, int64_t end) { set.choose(*call, begin, end); });
 }
 
 void stif_rt_run_sine(int32_t isa, const float *x, float *y, int64_t count) {

@@ -126,19 +126,6 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
     }
 }
 
-// e^x for |x| < 80, to a relative 1e-6, in operations that compilers vectorise.
-inline float exponential(float x) {
-    const float turns = x * 1.44269504f, whole = (turns + 12582912.f) - 12582912.f, r = turns - whole;
-    float p = 1.3333558e-3f * r + 9.6181291e-3f;
-    p = ((p * r + 5.5504109e-2f) * r + 2.4022651e-1f) * r + 6.9314718e-1f;
-    p = p * r + 1;
-    int32_t bits;
-    std::memcpy(&bits, &p, sizeof bits);
-    bits += int32_t(whole) * (1 << 23);
-    std::memcpy(&p, &bits, sizeof p);
-    return p;
-}
-
 // Weight of the first warped frame, for the decoder's fourth output m: (1 - t) e^m / ((1 - t) e^m + t e^-m).
 inline float first_frame_weight(float m, float time) {
     const float against = time * exponential(-2 * clamp(m, -8.f, 8.f));

@@ -18,6 +18,13 @@ struct Isa {
     void (*decode)(const stif_rt_decode &, int64_t begin, int64_t end);
     void (*deform_conv)(const stif_rt_deform_conv &, int64_t begin, int64_t end);
     void (*sine)(const float *, float *, int64_t);
+    // The velocity head: rows [begin, end) of the map; of `normalise` and `products` units, which they define.
+    void (*warp)(const stif_rt_warp &, int64_t begin, int64_t end);
+    void (*normalise)(const stif_rt_normalise &, int64_t begin, int64_t end);
+    void (*products)(const stif_rt_gauss_newton &, int64_t begin, int64_t end);
+    void (*solve)(const stif_rt_gauss_newton &, int64_t begin, int64_t end);
+    void (*evidence)(const stif_rt_evidence &, int64_t begin, int64_t end);
+    void (*choose)(const stif_rt_choose &, int64_t begin, int64_t end);
 };
 
 extern const Isa amx, avx512_bf16, avx512, avx2, portable;
@@ -25,6 +32,14 @@ extern const Isa amx, avx512_bf16, avx512, avx2, portable;
 // Static, as everything here that several sources compile: the linker must not share what one set's flags produced.
 static inline int64_t round_up(int64_t value, int64_t step) {
     return (value + step - 1) / step * step;
+}
+
+// Cells of a unit of work of `normalise`, which are as many rows as its neighbourhood has, and of `products`.
+constexpr int NORMALISE_ROWS = 17, NORMALISE_COLUMNS = 2 * NORMALISE_ROWS;
+constexpr int PRODUCTS_ROWS = 16, PRODUCTS_COLUMNS = 64;
+
+static inline int64_t units(int64_t height, int64_t width, int64_t rows, int64_t columns) {
+    return (height + rows - 1) / rows * ((width + columns - 1) / columns);
 }
 
 // A packed layer is its bias, padded to PANEL_BIAS, then one panel after another: [inputs / kr, lanes, kr].

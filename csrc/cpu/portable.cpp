@@ -20,7 +20,10 @@ struct Portable {
     static void store(float *p, Vector v) { std::memcpy(p, &v, sizeof v); }
     static Vector set(float value) { return Vector{value, value, value, value}; }
     static Vector subtract(Vector a, Vector b) { return a - b; }
+    static Vector add(Vector a, Vector b) { return a + b; }
     static Vector multiply(Vector a, Vector b) { return a * b; }
+    static Vector absolute(Vector a) { return a < 0 ? -a : a; }
+    static float sum(Vector a) { return (a[0] + a[1]) + (a[2] + a[3]); }
     static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
     static Vector round(Vector a) {
         // adding 1.5 * 2^23 leaves no fraction bits; numbers beyond 2^22 have none that a turn would feel

@@ -8,6 +8,19 @@
 namespace stif_rt {
 namespace {  // every source has its own copy, compiled with its own flags
 
+// e^x for |x| < 80, to a relative 1e-6, in operations that compilers vectorise.
+inline float exponential(float x) {
+    const float turns = x * 1.44269504f, whole = (turns + 12582912.f) - 12582912.f, r = turns - whole;
+    float p = 1.3333558e-3f * r + 9.6181291e-3f;
+    p = ((p * r + 5.5504109e-2f) * r + 2.4022651e-1f) * r + 6.9314718e-1f;
+    p = p * r + 1;
+    int32_t bits;
+    std::memcpy(&bits, &p, sizeof bits);
+    bits += int32_t(whole) * (1 << 23);
+    std::memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
 // sin(2 pi z) = r P(r^2) with r = z - round(z) in [-1/2, 1/2]; P is minimax. Error below 8e-7 for every finite z
 // with |z| < 2^22; beyond, float32 no longer resolves the turn.
 template <class I>

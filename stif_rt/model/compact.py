@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import CHANNELS, HEAD_STRIDE, Config
-from stif_rt.model.encoder import Features, ResidualBlock, check_frames, conv, conv_leaky
-from stif_rt.model.velocity import PYRAMID, Matches, VelocityHead, resize, warp
+from stif_rt.model.encoder import Features, ResidualBlock, check_frames, conv, conv_leaky, stack_times
+from stif_rt.model.velocity import PYRAMID, Matches, VelocityHead, resize
+from stif_rt.ops.matching import warp
 
 Extracted = tuple[Tensor, Matches]
 """What is known of one frame alone: its map [B, C, h/s, w/s], and what the velocity head matches, perhaps nothing."""
@@ -87,6 +88,5 @@ class CompactEncoder(nn.Module):
                 middle,
                 map1 + self.other(torch.cat((map1, warp(map0, to_first)), 1)),
             ]
-        stacked = torch.stack(maps, 1)
-        features = self.recon_trunk(stacked.flatten(0, 1)).unflatten(0, (map0.shape[0], len(maps)))
+        features = self.recon_trunk(stack_times(maps).flatten(0, 1)).unflatten(0, (map0.shape[0], len(maps)))
         return Features(features, v)

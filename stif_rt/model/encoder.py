@@ -94,6 +94,13 @@ def upsample2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def stack_times(maps: list[Tensor]) -> Tensor:
+    """Maps [B, C, h, w] of several times as [B, times, C, h, w], each channels last still if they are."""
+    if not all(x.is_contiguous(memory_format=torch.channels_last) for x in maps):
+        return torch.stack(maps, 1)
+    return torch.stack([x.movedim(1, -1) for x in maps], 1).movedim(-1, 2)
+
+
 class ResidualBlock(nn.Module):
     """x + conv2(ReLU(conv1(x)))."""
 
@@ -312,7 +319,7 @@ class Encoder(PyramidConvs):
             sequence += [self.fusion(self.pcd_align(before, after)), after[0]]
         if self.recurrent:
             sequence = self.ConvBLSTM(sequence)
-        maps = torch.stack(sequence, 1)
+        maps = stack_times(sequence)
         trunk = self.recon_trunk(maps.flatten(0, 1)).unflatten(0, (sequence[0].shape[0], len(sequence)))
         return Features(trunk)
 

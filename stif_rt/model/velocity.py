@@ -16,13 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import HEAD_STRIDE, LEVELS
+from stif_rt.ops.matching import OFFERED, choose, evidence, gauss_newton, normalise, smooth, warp_both
 
-is_exporting = getattr(torch.compiler, "is_exporting", bool)
-"""Whether a graph is being made, in which few large operations are better. Older PyTorch than 2.7 cannot export."""
 SEEN, CONTEXT, HIDDEN = 16, 32, 48
 """Channels of each frame that the small networks see, that one level hands to the next, and of their layers."""
-OFFERED = 2 * 9 + 1
-"""Velocities of which a network mixes its own: 3x3 neighbours one and three cells apart, and the one before."""
 PREFERENCE = tuple(3.0 if n in (4, 13) else 0.0 for n in range(OFFERED))
 """Untrained, it takes the cell itself, which is among both sets of neighbours."""
 SEARCHED = 2
@@ -33,12 +30,6 @@ CELLS = [(x, y) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH +
 """What a search adds to the start."""
 FARTHER = 0.03
 """By how much a velocity of a search must match better than another for each cell that it is farther from the start."""
-LARGEST_STEP = 1.5
-"""Cells by which one Gauss-Newton step moves at most."""
-NEIGHBOURHOOD = 17
-"""Cells along each side over which match maps are normalised; one more than a power of two."""
-SMALLEST_VARIANCE = 1e-4
-"""Variance below which a match map holds noise, so that it is normalised by this instead."""
 LARGEST_DIFFERENCE = 3.0
 """Largest difference of normalised match maps that counts; more is no more evidence."""
 VISIBLE = 0.2
@@ -119,7 +110,7 @@ class VelocityHead(nn.Module):
         context = pair.new_zeros(pair.shape[0], CONTEXT, *pair.shape[-2:])
         levels = []
         for number in reversed(range(LEVELS)):
-            pair = normalise(torch.stack((first[number], second[number])))
+            pair = normalise(first[number], second[number])
             if number == LEVELS - 1:
                 v = context.new_zeros(pair.shape[1], 2, *pair.shape[-2:])
             else:
@@ -137,7 +128,7 @@ class VelocityHead(nn.Module):
         What stands still beside something fast is drawn along otherwise: Gauss-Newton sees a neighbourhood. colours:
         normalised, of both frames, [2, B, 3, h, w].
         """
-        moved, still = _difference(*_warp_both(colours, v)), _difference(*colours.unbind())
+        moved, still = _difference(*warp_both(colours, v)), _difference(*colours.unbind())
         weight = torch.sigmoid(self.decision.float() * (still - moved) + self.preference.float())
         return weight * (still / VISIBLE).clamp(max=1)
 
@@ -181,33 +172,12 @@ class Step(nn.Module):
 
         Returns the velocity after Gauss-Newton, the velocity and the context.
         """
-        v, step, matrix = self._gauss_newton(pair, start)
-        first, second = _warp_both(pair[:, :, 3:], v)
-        residual = (first - second)[:, : self.match].abs().mean(1, keepdim=True)
-        seen = (first[:, self.match :], second[:, self.match :], step, matrix.clamp(-4, 4), residual, v / 4, context)
-        context = self.body(torch.cat(seen, 1).to(self.out.weight.dtype))
-        correction, weights = self.out(context).float().split((2, OFFERED), 1)
-        weights = weights + cast(Tensor, self.offered).float()
-        choice = (_offered(v, start) * weights.softmax(1)[:, :, None]).sum(1)
-        return v, choice + correction, context.float()
-
-    def _gauss_newton(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """v improved; the last step [B, 2, h, w], and the matrix (xx, xy, yy) [B, 3, h, w] that it came from."""
         gain, damping, tolerance = self.gain.float(), self.damping.float().exp(), self.tolerance.float().exp()
-        pair = pair[:, :, : len(gain)] * gain
-        step, matrix = torch.zeros_like(v), v.new_zeros(v.shape[0], 3, *v.shape[-2:])
-        for _ in range(self.iterations):
-            first, second = _warp_both(pair, v)
-            r, (gx, gy) = first - second, _gradient((first + second) / 2)
-            trust = 1 / (1 + (r.abs().mean(1) / tolerance).square()) + 1e-3
-            products = [(p * q).mean(1) * trust for p, q in ((gx, gx), (gx, gy), (gy, gy), (gx, r), (gy, r))]
-            sums = _smooth(_smooth(torch.stack((*products, trust), 1)))
-            means = sums[:, :5] / sums[:, 5:]
-            xx, xy, yy, bx, by = means.unbind(1)
-            matrix, xx, yy = means[:, :3], xx + damping, yy + damping
-            step = torch.stack((yy * bx - xy * by, xx * by - xy * bx), 1) / (xx * yy - xy * xy)[:, None]
-            v = v + LARGEST_STEP * torch.tanh(step / LARGEST_STEP)
-        return v, step, matrix
+        v, step, matrix = gauss_newton(pair[:, :, : len(gain)], start, gain, damping, tolerance, self.iterations)
+        seen = evidence(pair[:, :, 3:], self.match, v, step, matrix, context, self.out.weight.dtype)
+        context = self.body(seen)
+        chosen = choose(self.out(context), cast(Tensor, self.offered).float(), v, start)
+        return v, chosen, context.float()
 
 
 def search(pair: Tensor, start: Tensor, cells: Tensor) -> Tensor:
@@ -218,7 +188,7 @@ def search(pair: Tensor, start: Tensor, cells: Tensor) -> Tensor:
     No gradient passes.
     """
     margin = (REACH + 1) // 2
-    padded = [F.pad(maps, (margin,) * 4, mode="replicate") for maps in _warp_both(pair, start)]
+    padded = [F.pad(maps, (margin,) * 4, mode="replicate") for maps in warp_both(pair, start)]
     # of each frame, [y odd][x odd]: what lies on the cells, and half a cell farther, as a bilinear read sees it
     halves = [[[F.avg_pool2d(maps, (1 + y, 1 + x), 1) for x in (0, 1)] for y in (0, 1)] for maps in padded]
 
@@ -240,55 +210,9 @@ def search(pair: Tensor, start: Tensor, cells: Tensor) -> Tensor:
     return start + cells[difference.argmin(0)].movedim(-1, 1)
 
 
-def warp(maps: Tensor, flow: Tensor) -> Tensor:
-    """Bilinear reads at every cell moved by a flow; the border is repeated.
-
-    maps: [B, C, h, w]. flow: float32 [B, 2, h, w], x first, in cells. Returns [B, C, h, w] in the maps' dtype.
-    """
-    h, w = flow.shape[-2:]
-    x = torch.arange(w, device=flow.device, dtype=torch.float32) + 0.5 + flow[:, 0]
-    y = torch.arange(h, device=flow.device, dtype=torch.float32)[:, None] + 0.5 + flow[:, 1]
-    position = torch.stack((x * (2 / w) - 1, y * (2 / h) - 1), -1)
-    sampled = F.grid_sample(maps.float().contiguous(), position, padding_mode="border", align_corners=False)
-    return sampled.to(maps.dtype)
-
-
 def resize(maps: Tensor, factor: int) -> Tensor:
     """Enlarged bilinearly by a whole factor."""
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else maps
-
-
-def normalise(pair: Tensor) -> Tensor:
-    """Each channel less its mean over both frames and a neighbourhood, over its deviation there. [2, B, C, h, w]."""
-    mean, power = _around(pair.mean(0)), _around(pair.square().mean(0))
-    return (pair - mean) / (power - mean.square() + SMALLEST_VARIANCE).clamp(min=SMALLEST_VARIANCE).sqrt()
-
-
-def _around(x: Tensor) -> Tensor:
-    """The mean over the cells of a neighbourhood that there are. x: [B, C, h, w]."""
-    side = NEIGHBOURHOOD // 2
-    if is_exporting():
-        x = F.avg_pool2d(x, (1, NEIGHBOURHOOD), 1, (0, side), count_include_pad=False)
-        return F.avg_pool2d(x, (NEIGHBOURHOOD, 1), 1, (side, 0), count_include_pad=False)
-    # a third of that time on a CPU: sums twice as wide by one addition
-    counts = []
-    padded = F.pad(x, (side,) * 4)
-    for dim in (-1, -2):
-        sums, width = padded, 1
-        while 2 * width < NEIGHBOURHOOD:
-            count = sums.shape[dim] - width
-            sums, width = sums.narrow(dim, 0, count) + sums.narrow(dim, width, count), 2 * width
-        count = x.shape[dim]
-        padded = sums.narrow(dim, 0, count) + padded.narrow(dim, width, count)
-        before = torch.arange(count, device=x.device)
-        counts.append(1 + before.clamp(max=side) + before.flip(0).clamp(max=side))
-    columns, rows = counts
-    return padded / (rows[:, None] * columns)
-
-
-def _warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Both frames' maps [2, B, C, h, w] as they are midway."""
-    return warp(pair[0], -v / 2), warp(pair[1], v / 2)
 
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:
@@ -298,39 +222,7 @@ def _difference(first: Tensor, second: Tensor) -> Tensor:
 
 def _over_neighbours(difference: Tensor) -> Tensor:
     """Differences of cells [.., h, w], limited so that none outweighs all others, as means over the cells around."""
-    return _smooth(_smooth(_smooth(difference.clamp(max=LARGEST_DIFFERENCE))))
-
-
-def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences along x and y."""
-    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    return (x[..., 1:-1, 2:] - x[..., 1:-1, :-2]) * 0.5, (x[..., 2:, 1:-1] - x[..., :-2, 1:-1]) * 0.5
-
-
-def _smooth(x: Tensor) -> Tensor:
-    """[1 4 6 4 1] / 16 along both axes: four means of two neighbours each."""
-    x = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    if is_exporting():
-        for _ in range(4):
-            x = F.avg_pool2d(x, 2, 1)
-        return x
-    # twenty times as fast on a CPU, and twenty nodes of a graph
-    for _ in range(4):
-        x = x[..., :-1] + x[..., 1:]
-    for _ in range(4):
-        x = x[..., :-1, :] + x[..., 1:, :]
-    return x * (1 / 256)
-
-
-def _offered(v: Tensor, start: Tensor) -> Tensor:
-    """v at the 3x3 neighbours one and three cells away, and ``start``: [B, 19, 2, h, w]."""
-    h, w = v.shape[-2:]
-    cells = []
-    for reach in (1, 3):
-        padded = F.pad(v, (reach,) * 4, mode="replicate")
-        corners = [(y * reach, x * reach) for y in range(3) for x in range(3)]
-        cells += [padded[..., y : y + h, x : x + w] for y, x in corners]
-    return torch.stack((*cells, start), 1)
+    return smooth(smooth(smooth(difference.clamp(max=LARGEST_DIFFERENCE))))
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:

@@ -121,6 +121,102 @@ class DeformConv(ctypes.Structure):
     )
 
 
+class Warp(ctypes.Structure):
+    """``stif_rt_warp`` of ``csrc/include/stif_rt/cpu.h``: a call of the warp."""
+
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("maps_stride", c_int64),
+        ("maps", c_void_p),
+        ("flow", c_void_p),
+        ("out", c_void_p),
+    )
+
+
+class Normalise(ctypes.Structure):
+    """``stif_rt_normalise`` of ``csrc/include/stif_rt/cpu.h``: a call of the normalisation."""
+
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("maps_stride", c_int64),
+        ("out_stride", c_int64),
+        ("maps", c_void_p * 2),
+        ("out", c_void_p * 2),
+        ("smallest_variance", c_float),
+    )
+
+
+class GaussNewton(ctypes.Structure):
+    """``stif_rt_gauss_newton`` of ``csrc/include/stif_rt/cpu.h``: a call of a step."""
+
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("channels", c_int64),
+        ("maps_stride", c_int64),
+        ("maps", c_void_p * 2),
+        ("gain", c_void_p),
+        ("damping", c_float),
+        ("tolerance", c_float),
+        ("largest_step", c_float),
+        ("sums", c_void_p),
+        ("velocity", c_void_p),
+        ("step", c_void_p),
+        ("matrix", c_void_p),
+    )
+
+
+class Evidence(ctypes.Structure):
+    """``stif_rt_evidence`` of ``csrc/include/stif_rt/cpu.h``: a call that gathers what a level's network sees."""
+
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("match", c_int64),
+        ("seen", c_int64),
+        ("context", c_int64),
+        ("maps_stride", c_int64),
+        ("maps", c_void_p * 2),
+        ("velocity", c_void_p),
+        ("step", c_void_p),
+        ("matrix", c_void_p),
+        ("given", c_void_p),
+        ("out", c_void_p),
+    )
+
+
+class Choose(ctypes.Structure):
+    """``stif_rt_choose`` of ``csrc/include/stif_rt/cpu.h``: a call that mixes velocities."""
+
+    _fields_ = (
+        ("height", c_int64),
+        ("width", c_int64),
+        ("scores_stride", c_int64),
+        ("scores", c_void_p),
+        ("preference", c_void_p),
+        ("velocity", c_void_p),
+        ("start", c_void_p),
+        ("out", c_void_p),
+    )
+
+
+CALLS: dict[str, type[ctypes.Structure]] = {
+    "implicit": Implicit,
+    "decode": Decode,
+    "deform_conv": DeformConv,
+    "warp": Warp,
+    "normalise": Normalise,
+    "gauss_newton": GaussNewton,
+    "evidence": Evidence,
+    "choose": Choose,
+}
+"""What ``Library.run`` runs, in the order of ``stif_rt_sizes``."""
+
+
 @dataclass(frozen=True)
 class Isa:
     """An instruction set. index: the library's number for it. dtype: what it computes products in."""
@@ -138,9 +234,9 @@ class Library:
         library = ctypes.CDLL(str(path))  # releases the GIL during calls
         if not hasattr(library, "stif_rt_sizes"):
             raise OSError(f"{path} is not the native library of this version: install again")
-        sizes = (c_int64 * 3)()
+        sizes = (c_int64 * len(CALLS))()
         library.stif_rt_sizes(sizes)
-        if list(sizes) != [ctypes.sizeof(call) for call in (Implicit, Decode, DeformConv)]:
+        if list(sizes) != [ctypes.sizeof(call) for call in CALLS.values()]:
             raise OSError(f"{path} was built from another version of the sources: install again")
         for name, result, *arguments in (
             ("isa_count", c_int32),
@@ -149,9 +245,7 @@ class Library:
             ("isa_unavailable", c_char_p, c_int32),
             ("packed_bytes", c_int64, c_int32, c_int32, c_int32),
             ("pack", None, c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p),
-            ("run_implicit", c_int32, c_int32, POINTER(Implicit), c_int32),
-            ("run_decode", c_int32, c_int32, POINTER(Decode), c_int32),
-            ("run_deform_conv", c_int32, c_int32, POINTER(DeformConv), c_int32),
+            *((f"run_{name}", c_int32, c_int32, POINTER(call), c_int32) for name, call in CALLS.items()),
             ("run_sine", None, c_int32, c_void_p, c_void_p, c_int64),
         ):
             function = getattr(library, f"stif_rt_{name}")
@@ -178,8 +272,8 @@ class Library:
         self._library.stif_rt_pack(isa.index, weight.data_ptr(), start, inputs, outputs, packed.data_ptr())
         return packed
 
-    def run(self, name: str, isa: Isa, call: Implicit | Decode | DeformConv) -> None:
-        """Runs ``implicit``, ``decode`` or ``deform_conv`` on as many threads as PyTorch would use."""
+    def run(self, name: str, isa: Isa, call: ctypes.Structure) -> None:
+        """Runs one of CALLS on as many threads as PyTorch would use."""
         if getattr(self._library, f"stif_rt_run_{name}")(isa.index, call, torch.get_num_threads()):
             raise MemoryError(f"the native {name} could not get the memory it works with")
 
@@ -242,6 +336,16 @@ def has_bfloat16() -> bool:
 def pointer(tensor: Tensor | None, *index: int) -> int | None:
     """The address of ``tensor[index]``, or None for a tensor that is missing."""
     return None if tensor is None else tensor[index].data_ptr()
+
+
+def as_pixels(maps: Tensor) -> Tensor:
+    """[B, C, h, w] with a pixel's channels side by side and pixels evenly spaced; itself where it is so already."""
+    _, C, _, w = maps.shape
+    _, channel, row, column = maps.stride()
+    if (C == 1 or channel == 1) and column >= C and row == w * column:
+        return maps
+    out = torch.empty(maps.shape, dtype=maps.dtype, memory_format=torch.channels_last, device="cpu")
+    return out.copy_(maps)
 
 
 def cpu_features() -> str:

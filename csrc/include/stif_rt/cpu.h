@@ -112,14 +112,76 @@ typedef struct {
     void *out;                  /* Element [outputs] a pixel */
 } stif_rt_deform_conv;
 
-/* Sizes in bytes of the three structures above, in that order: the ABI check of a caller, which
+/* What follows is the velocity head's; see stif_rt/ops/matching/reference.py. Maps are channels last, [height, width],
+ * cells `.._stride` elements apart, and float where nothing else is said; flows and what is like them are planes,
+ * [2, height, width], x first, in cells. */
+
+/* A map read bilinearly at every cell moved by a flow, the border repeated. */
+typedef struct {
+    int64_t height, width, channels; /* at most STIF_RT_WIDEST channels */
+    int64_t maps_stride;
+    const void *maps;  /* Element */
+    const float *flow; /* [2, height, width] */
+    void *out;         /* Element [height, width, channels] */
+} stif_rt_warp;
+
+/* Both frames' maps less their mean over both frames and 17 x 17 cells around, over their deviation there. */
+typedef struct {
+    int64_t height, width, channels;
+    int64_t maps_stride;
+    int64_t out_stride; /* a multiple of 16; what is beyond the channels is set to 0 */
+    const float *maps[2];
+    float *out[2];
+    float smallest_variance;
+} stif_rt_normalise;
+
+/* One step of Gauss-Newton. */
+typedef struct {
+    int64_t height, width, channels; /* at most 32 channels, which are matched */
+    int64_t maps_stride;             /* at least the channels rounded up to a multiple of 16 */
+    const float *maps[2];
+    const float *gain; /* [32]: of each channel, 0 beyond them */
+    float damping, tolerance, largest_step;
+    float *sums;     /* [6, height, width], to work with */
+    float *velocity; /* [2, height, width], read and written */
+    float *step;     /* [2, height, width] */
+    float *matrix;   /* [3, height, width]: xx, xy, yy */
+} stif_rt_gauss_newton;
+
+/* What a level's network sees: of both frames as they are midway the channels after those that are matched, the step
+ * (2), the matrix (3), the mean difference of those matched, the velocity / 4 (2), the context. */
+typedef struct {
+    int64_t height, width, match, seen, context; /* 2 seen + 8 + context and match + seen: at most STIF_RT_WIDEST */
+    int64_t maps_stride;
+    const float *maps[2]; /* [height, width, match + seen] */
+    const float *velocity, *step, *matrix;
+    const float *given; /* the context, [height, width, context] */
+    void *out;          /* Element [height, width, 2 seen + 8 + context] */
+} stif_rt_evidence;
+
+/* The velocities 3x3 neighbours one and three cells away, and the one before, mixed by their scores' softmax. */
+typedef struct {
+    int64_t height, width;
+    int64_t scores_stride;
+    const void *scores;      /* Element [height, width, 2 + 19]: what is added at the end, x first, then the scores */
+    const float *preference; /* [19], added to the scores */
+    const float *velocity, *start;
+    float *out; /* [2, height, width] */
+} stif_rt_choose;
+
+/* Sizes in bytes of the structures above from stif_rt_implicit on, in that order: the ABI check of a caller, which
  * must not go on where its own differ. */
-STIF_RT_API void stif_rt_sizes(int64_t sizes[3]);
+STIF_RT_API void stif_rt_sizes(int64_t sizes[8]);
 
 /* Each returns 0, or 1 where memory or threads cannot be had. threads: at most so many, the caller's included. */
 STIF_RT_API int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_warp(int32_t isa, const stif_rt_warp *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_normalise(int32_t isa, const stif_rt_normalise *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_gauss_newton(int32_t isa, const stif_rt_gauss_newton *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_evidence(int32_t isa, const stif_rt_evidence *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_choose(int32_t isa, const stif_rt_choose *arguments, int32_t threads);
 
 /* y = sin(2 pi x), as the kernels compute it. */
 STIF_RT_API void stif_rt_run_sine(int32_t isa, const float *x, float *y, int64_t count);

@@ -38,7 +38,7 @@ def run_deform_conv2d(
     outputs = weight.shape[0]
     if 9 * C > LARGEST_INPUTS or h * w >= 1 << 31:
         raise ValueError(f"x is {list(x.shape)}; the native code takes {LARGEST_INPUTS // 9} channels and 2^31 pixels")
-    x, offset, mask = (_pixels(tensor) for tensor in (x, offset, mask))
+    x, offset, mask = (native.as_pixels(tensor) for tensor in (x, offset, mask))
     packed = library.pack(isa, weight.permute(0, 2, 3, 1).reshape(outputs, 9 * C), bias)
     out = torch.empty(B, outputs, h, w, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     for b in range(B):
@@ -56,13 +56,3 @@ def run_deform_conv2d(
         )
         library.run("deform_conv", isa, call)
     return out
-
-
-def _pixels(maps: Tensor) -> Tensor:
-    """[B, C, h, w] with a pixel's channels side by side and pixels evenly spaced; itself where it is so already."""
-    _, C, _, w = maps.shape
-    _, channel, row, column = maps.stride()
-    if (C == 1 or channel == 1) and column >= C and row == w * column:
-        return maps
-    out = torch.empty(maps.shape, dtype=maps.dtype, memory_format=torch.channels_last, device="cpu")
-    return out.copy_(maps)

@@ -139,7 +139,7 @@ def first_layer_inputs(features: Features, frames: Tensor, stride: int, dtype: t
     maps are channels last.
     """
     shrunk = at_cells(frames, stride).flatten(1, 2).to(dtype).contiguous(memory_format=torch.channels_last)
-    return torch.cat((features.maps.flatten(1, 2).to(dtype), shrunk), 1).movedim(1, -1)
+    return torch.cat((*features.maps.to(dtype).unbind(1), shrunk), 1).movedim(1, -1)
 
 
 def read_maps(features: Features, frames: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -71,6 +71,19 @@ inline __m512 emulated_lanes(F f) {
 inline __m512 _mm512_set1_ps(float value) {
     return emulated_lanes([&](int) { return value; });
 }
+inline __m512 _mm512_add_ps(__m512 a, __m512 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+}
+inline __m512 _mm512_abs_ps(__m512 a) {
+    for (float &lane : a.lane) lane = std::fabs(lane);
+    return a;
+}
+inline float _mm512_reduce_add_ps(__m512 a) {
+    for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; ++i) a.lane[i] += a.lane[i + n];
+    return a.lane[0];
+}
 inline __m512 _mm512_sub_ps(__m512 a, __m512 b) {
     return emulated_lanes([&](int i) { return a.lane[i] - b.lane[i]; });
 }
