@@ -58,6 +58,38 @@ def test_motion_matches_the_model(library, isa, variant, case):
 
 @pytest.mark.emulated
 @pytest.mark.sanitized
+@pytest.mark.parametrize("constant", [("encode_imnet",), ("flow_imnet",), ("encode_imnet", "flow_imnet")])
+@pytest.mark.parametrize("variant", ["stif-s", "-s", "-f", "untimed", "residual", "compact", "compact at stride 2"])
+def test_constant_networks_are_their_bias(library, isa, variant, constant):
+    """Output layers with weights of 0, as training begins with them, and other biases: nothing else is computed, and
+    all is as the model has it. F given again, and all times at once, as the runtime does."""
+    config, case = VARIANTS[variant], Case("constant", (7, 10), (15, 34), (0.2, 0.7), batch=2)
+    networks = functions(config)
+    for name in constant:
+        if hasattr(networks, name):
+            output = getattr(networks, name).linears[-1]
+            output.weight.data.zero_()
+            output.bias.data.copy_(torch.linspace(-0.3, 0.4, len(output.bias)))
+    with torch.no_grad():
+        made = CpuKernels(fold(networks, TURNS), library, isa)
+    projections, view = prepare(made, config, case)
+    with torch.inference_mode():
+        feature, flow = made.implicit(projections, view)
+        rgb = made.decode(projections, view, feature, flow)
+        again, flow_again = made.implicit(projections, view, feature)
+        assert torch.equal(rgb, made.decode(projections, view, again, flow_again))
+    _, exact_flow, exact_rgb = expected(networks, case)
+    tolerance = 1e-4 if isa.dtype == torch.float32 else 0.02
+    torch.testing.assert_close(rgb, exact_rgb, atol=tolerance, rtol=0)
+    if exact_flow is not None:
+        torch.testing.assert_close(flow, exact_flow, atol=tolerance * float(exact_flow.abs().max()), rtol=0)
+    if len(constant) == 2:
+        assert feature is None
+        assert (projections.sif, projections.tif, projections.decoder) == ((), (), ())
+
+
+@pytest.mark.emulated
+@pytest.mark.sanitized
 @pytest.mark.parametrize("variant", ["residual", "compact", "compact at stride 2"])
 def test_bytes_are_the_rounded_picture_of_one_call(library, isa, variant):
     """Beyond [0, 1] on both sides, and with ties as PyTorch rounds them."""

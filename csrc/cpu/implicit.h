@@ -31,11 +31,19 @@ struct Workspace {
 };
 
 // A SIREN on one tile. `preact` holds what has been gathered for the first layer, start included; `local`, where given,
-// the activations that meet the first layer's local columns. The result is written to y.
+// the activations that meet the first layer's local columns. The result is written to y. A constant network has no
+// layers, and `start` is its result.
 template <class I, class Y>
 void siren(const stif_rt_siren &network, Workspace<I> &w, const typename I::Element *local, int local_stride, Y *y,
            int y_stride) {
     constexpr int stride = Workspace<I>::stride;
+    if constexpr (sizeof(Y) == sizeof(float)) {
+        if (network.hidden_count == 0) {
+            for (int p = 0; p < I::tile_pixels; ++p)
+                std::memcpy(y + p * y_stride, network.start, CHANNELS * sizeof(float));
+            return;
+        }
+    }
     typename I::Element *x = w.b, *next = w.a;
     if (local) {
         linear<I, true>(local, local_stride, network.local, w.preact, CHANNELS, x, stride);
@@ -106,13 +114,14 @@ void implicit(const stif_rt_implicit &call, int64_t begin, int64_t end) {
                     std::memcpy(w->feature + p * CHANNELS, feature + (p < count ? p : count - 1) * CHANNELS,
                                 CHANNELS * sizeof(Element));
             }
-            if (!bilinear_map) continue;
-            each(from, [&](int p, int64_t i, int64_t j) {
+            if (!call.flow) continue;
+            const auto gather_tif = [&](int p, int64_t i, int64_t j) {
                 gather(bilinear_map,
                        neighbours(vertical.source_coords[i], horizontal.source_coords[j], vertical.cell_count,
                                   horizontal.cell_count),
                        call.tif.start, w->preact + p * CHANNELS);
-            });
+            };
+            if (bilinear_map) each(from, gather_tif);
             siren<I>(call.tif, *w, w->feature, CHANNELS, w->last, CHANNELS);
         } else {
             run_entry(w->last);

@@ -41,8 +41,8 @@ STIF_RT_API void stif_rt_pack(int32_t isa, const float *weight, const float *bia
 typedef struct {
     stif_rt_linear local;                  /* first-layer columns for what is made per pixel; 64 outputs, no bias */
     stif_rt_linear hidden[STIF_RT_LAYERS]; /* the sine layers after the first, then the last, linear layer */
-    int32_t hidden_count;
-    const float *start; /* [64]: first layer's bias + time column * t */
+    int32_t hidden_count;                  /* 0 for a network that is constant, whose outputs start gives instead */
+    const float *start;                    /* [64]: first layer's bias + time column * t */
 } stif_rt_siren;
 
 /* One axis of the picture; tables run over the output's pixels. The encoder's maps have one cell for every `stride`
@@ -66,9 +66,10 @@ typedef struct {
 
 /* Pass 1: F = SIF(nearest(nearest_map), relative position), flow = TIF(F, bilinear(bilinear_map)) + the flow that the
  * velocity v implies at time t: (-t V, (1 - t) V) with V = v(x - (t - 1/2) v(x)).
- * The entry network is the one that sees the relative position: SIF, or TIF where the variant has no SIF. Without a
- * bilinear map it is the only one, and its output is F, or the flow where feature is NULL.
- * Without a nearest map the feature is given, and only the flow is computed. */
+ * The entry network is the one that sees the relative position: SIF, or TIF where the variant has no SIF. Its output is
+ * F, which TIF reads where flow is wanted, or the flow where feature is NULL.
+ * Without a nearest map the feature is given, or the entry network is constant, and only the flow is computed. A TIF
+ * that is constant needs no bilinear map. */
 typedef struct {
     stif_rt_axis vertical, horizontal;
     stif_rt_box box;

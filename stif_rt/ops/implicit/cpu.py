@@ -49,14 +49,19 @@ class _PackedSiren:
 
         self._memory: list[Tensor] = []  # what the structures point to
         self._network = network
-        layers = (*network.hidden, network.output)
+        self.is_constant = network.is_constant
+        layers = () if self.is_constant else (*network.hidden, network.output)
         self._hidden = (native.Linear * 5)(*(pack(weight, bias) for weight, bias in layers))
         self._count = len(layers)
         self._local = native.Linear() if network.local is None or not pixelwise else pack(network.local, None)
 
     def bind_time(self, time: Tensor, geometry: Geometry) -> tuple[native.Siren, Tensor]:
         """The network at one time, and the tensor that it points to."""
-        start = self._network.first_bias(time, geometry.pixel_size)
+        bias = self._network.output[1]
+        if self.is_constant:
+            start = F.pad(bias, (0, CHANNELS - len(bias)))
+        else:
+            start = self._network.first_bias(time, geometry.pixel_size)
         return native.Siren(self._local, self._hidden, self._count, start.data_ptr()), start
 
 
@@ -78,19 +83,29 @@ class CpuKernels:
         if weights.sif is not None and weights.tif is not None:
             self._tif = _PackedSiren(weights.tif, library, isa, pixelwise=True)
         self._decoder = _PackedSiren(weights.decoder, library, isa, pixelwise=True)
+        flow_net = self._entry_net if weights.sif is None else self._tif
+        self._constant_flow = flow_net if flow_net is not None and flow_net.is_constant else None
+        # a spatial feature that only constant networks read is not computed
+        self._has_feature = weights.sif is not None and not (
+            self._decoder.is_constant and (flow_net is None or flow_net.is_constant)
+        )
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         if self.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return project(self.weights, features, frames, self.dtype)
+        weights = self.weights
+        sif = weights.sif.projections if weights.sif is not None and self._has_feature else ()
+        tif = weights.tif.projections if weights.tif is not None and self._constant_flow is None else ()
+        decoder = () if self._decoder.is_constant else weights.decoder.projections
+        if not (sif or tif or decoder):
+            return Projections((), (), (), *read_maps(features, frames))
         # products of bfloat16 that accumulate in float32: what the reference computes, in a fifth of its time
-        inputs = first_layer_inputs(features, frames, self.weights.config.feature_stride, self.dtype)
+        inputs = first_layer_inputs(features, frames, weights.config.feature_stride, self.dtype)
 
-        def apply(network: FoldedSiren | None) -> tuple[Tensor, ...]:
-            columns = () if network is None else network.projections
+        def apply(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(F.linear(inputs, weight.to(self.dtype)) for weight in columns)
 
-        sif, tif, decoder = map(apply, (self.weights.sif, self.weights.tif, self.weights.decoder))
-        return Projections(sif, tif, decoder, *read_maps(features, frames))
+        return Projections(apply(sif), apply(tif), apply(decoder), *read_maps(features, frames))
 
     def implicit(
         self, projections: Projections, view: View, feature: Tensor | None = None
@@ -100,33 +115,35 @@ class CpuKernels:
         if self._entry_net is None:
             return None, None
         (B, T, height, width), known = view.shape, feature is not None
-        if feature is None and self.weights.sif is not None:
+        if feature is None and self._has_feature:
             count = T if self.weights.config.sif_time else 1
             feature = torch.empty(B, count, height, width, CHANNELS, dtype=self.dtype, device="cpu")
         flow = None if self.weights.tif is None else torch.empty(*view.shape, 4, dtype=torch.float32, device="cpu")
         nearest_maps = projections.tif if self.weights.sif is None else projections.sif
-        bilinear_maps = projections.tif if self._tif is not None else ()
         for b, t in _indices(times):
             time_of_feature = t if feature is None else min(t, feature.shape[1] - 1)
             computed = not known and time_of_feature == t
-            if not computed and flow is None:
+            if flow is None and (feature is None or not computed):
                 continue
-            entry, _keep_entry = self._entry_net.bind_time(times[b, t], geometry)
+            entry_net, tif_net, written = self._entry_net, self._tif, native.pointer(feature, b, time_of_feature)
+            if self._constant_flow is not None and (feature is None or not computed):
+                entry_net, tif_net, written, computed = self._constant_flow, None, None, False
+            entry, _keep_entry = entry_net.bind_time(times[b, t], geometry)
             tif, _keep_tif = native.Siren(), None
-            if self._tif is not None:
-                tif, _keep_tif = self._tif.bind_time(times[b, t], geometry)
+            if tif_net is not None:
+                tif, _keep_tif = tif_net.bind_time(times[b, t], geometry)
             call = native.Implicit(
                 _axis(geometry.vertical),
                 _axis(geometry.horizontal),
                 native.Box(*view.box),
                 native.pointer(nearest_maps[0], b) if computed else None,
-                native.pointer(bilinear_maps[0], b) if bilinear_maps else None,
+                native.pointer(projections.tif[0], b) if tif_net is not None and not tif_net.is_constant else None,
                 native.pointer(projections.velocity, b),
                 self._relative.data_ptr(),
                 float(times[b, t]),
                 entry,
                 tif,
-                native.pointer(feature, b, time_of_feature),
+                written,
                 native.pointer(flow, b, t),
             )
             self._library.run("implicit", self._isa, call)
@@ -144,6 +161,9 @@ class CpuKernels:
         require_contiguous(projections, feature, flow, view.times)
         times, geometry = view.times, view.geometry
         as_bytes, config = output == torch.uint8, self.weights.config
+        maps = projections.decoder
+        if self._decoder.is_constant:
+            feature, maps = None, ()
         out = torch.empty(view.picture_shape(output), dtype=output, device="cpu")
         for b, t in _indices(times):
             decoder, _keep = self._decoder.bind_time(times[b, t], geometry)
@@ -154,7 +174,7 @@ class CpuKernels:
                 native.Box(*(feature_box or view.box)),
                 None if feature is None else native.pointer(feature, b, min(t, feature.shape[1] - 1)),
                 native.pointer(flow, b, t),
-                (ctypes.c_void_p * 2)(*(native.pointer(positions, b) for positions in projections.decoder)),
+                (ctypes.c_void_p * 2)(*(native.pointer(positions, b) for positions in maps)),
                 native.pointer(projections.frames, b) if config.residual else None,
                 config.bicubic,
                 config.blend,

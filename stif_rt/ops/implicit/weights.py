@@ -44,6 +44,12 @@ class FoldedSiren:
     hidden: tuple[tuple[Tensor, Tensor], ...]
     output: tuple[Tensor, Tensor]
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether nothing that it reads matters, as when training has begun with zeros and left them: the bias of its
+        output is all that it gives."""
+        return not self.output[0].any()
+
     def first_bias(self, times: Tensor, pixel_size: float) -> Tensor:
         """The constant that the first layer adds at every pixel of a frame. times: [...]. Returns [..., 64]."""
         return times[..., None] * self.time + self.bias + pixel_size * self.scale

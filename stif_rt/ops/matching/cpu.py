@@ -41,7 +41,7 @@ def normalise(selected: Selected, first: Tensor, second: Tensor) -> Tensor:
     if first.stride(3) != second.stride(3):
         first, second = (x.contiguous(memory_format=torch.channels_last) for x in (first, second))
     padded = -(-C // BLOCK) * BLOCK
-    pair = torch.empty(2, B, h, w, padded, device="cpu")
+    pair = _floats(2, B, h, w, padded)
     for b in range(B):
         call = native.Normalise(
             h,
@@ -64,10 +64,10 @@ def gauss_newton(
     _, B, C, h, w = pair.shape
     _check_count(C, MOST_MATCHED)
     pair = _padded(pair)
-    gains = torch.zeros(MOST_MATCHED)
+    gains = _floats(MOST_MATCHED).zero_()
     gains[:C] = gain.flatten()
-    v, step = v.clone(memory_format=torch.contiguous_format), torch.empty(B, 2, h, w)
-    matrix, sums = torch.empty(B, 3, h, w), torch.empty(6, h, w)
+    v, step = v.clone(memory_format=torch.contiguous_format), _floats(B, 2, h, w)
+    matrix, sums = _floats(B, 3, h, w), _floats(6, h, w)
     for b in range(B):
         call = native.GaussNewton(
             h,
@@ -132,6 +132,11 @@ def choose(selected: Selected, scores: Tensor, preference: Tensor, v: Tensor, st
     return out
 
 
+def _floats(*shape: int) -> Tensor:
+    """Uninitialised, whatever PyTorch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _check_count(channels: int, most: int) -> None:
     if channels > most:
         raise ValueError(f"the native code takes at most {most} channels, not {channels}")
@@ -146,7 +151,7 @@ def _padded(pair: Tensor) -> Tensor:
     last = frame + (B - 1) * batch + (h - 1) * row + (w - 1) * column
     if channel == 1 and column % BLOCK == 0 and column >= padded and row == w * column and last + padded <= room:
         return pair
-    cells = torch.zeros(2, B, h, w, padded)
+    cells = _floats(2, B, h, w, padded).zero_()
     cells[..., :C] = pair.movedim(2, -1)
     return cells[..., :C].movedim(-1, 2)
 
