@@ -1,5 +1,8 @@
 import os
+import platform
 import re
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -219,3 +222,47 @@ def test_a_deleted_current_folder_is_said(monkeypatch, capsys, tmp_path):
     status, _, err = call(monkeypatch, capsys, "info")
     assert status == 1
     assert err.strip() == "error: the current folder has been deleted; change to another one"
+
+
+FAULTS = """
+import resource
+from stif_rt.cli import keep_freed_memory
+done = keep_freed_memory()
+for n in range(20):
+    if n == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (40 << 20)
+print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("variable", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_memory_that_is_freed_is_kept(variable):
+    """40 MiB, freed and taken again, are not cleared by the system again; unless the user has said how memory goes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC"))}
+    environment |= {"MALLOC_ARENA_MAX": "4"} if variable == "MALLOC_ARENA_MAX" else {}
+    environment |= {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"} if variable == "GLIBC_TUNABLES" else {}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    assert kept == str(variable is None)
+    if variable is None:
+        assert int(faults) < 1000
+    elif variable == "GLIBC_TUNABLES":
+        assert int(faults) > 1000
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_idle_threads_sleep_soon(given, expected):
+    """Before PyTorch is loaded, and unless the user has said how threads wait."""
+    code = "import os, sys; from stif_rt import cli; cli.let_threads_sleep(); "
+    code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_WAIT"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(expected), "False"]

@@ -100,15 +100,16 @@ inline Four cubic_weights(float d) {
     return (cubic * distance + Four{-6, 0, 0, -6}) * distance + Four{3, 1, 1, 3};
 }
 
+inline int64_t inside(int64_t index, int64_t size) {
+    return index < 0 ? 0 : (index < size ? index : size - 1);
+}
+
 // sum[c] = bicubic sample of a frame of three channels whose border is repeated. y, x: in [-1, size].
 inline void sample_bicubic(const float *__restrict frame, float y, float x, int64_t height, int64_t width,
                            float *__restrict sum) {
     const float top = std::floor(y), left = std::floor(x);
     const int64_t row = int64_t(top), column = int64_t(left);
     const Four down = cubic_weights(y - top), right = cubic_weights(x - left);
-    const auto inside = [](int64_t index, int64_t size) {
-        return index < 0 ? 0 : (index < size ? index : size - 1);
-    };
     Four total = all_four(0);
     if (column >= 1 && column + 3 < width) {  // a pixel is read with the first channel of its neighbour
         for (int i = 0; i < 4; ++i) {

@@ -289,7 +289,7 @@ template <class I>
 void solve(const stif_rt_gauss_newton &call, int64_t begin, int64_t end) {
     constexpr int FAR = 4;  // two smoothings reach so far
     constexpr float KERNEL[5] = {0.0625f, 0.25f, 0.375f, 0.25f, 0.0625f};
-    const int64_t width = call.width, last = call.height - 1, plane = call.height * width;
+    const int64_t width = call.width, plane = call.height * width;
     const int64_t from = std::max<int64_t>(begin - FAR, 0), to = std::min(end + FAR, call.height);
     const auto row_memory = lines((to - from) * SUMS * width), line_memory = lines(2 * (width + 4) + SUMS * width);
     float *const once = line_memory[0].at + 2, *const twice = once + width + 4, *const sums = twice + width + 2;
@@ -302,15 +302,16 @@ void solve(const stif_rt_gauss_newton &call, int64_t begin, int64_t end) {
             smooth_row(once, twice, width);
             smooth_row(twice, row(y, k), width);
         }
-    const auto inside = [&](int64_t y) {
-        return std::min(std::max<int64_t>(y, 0), last);
+    const auto row_inside = [&](int64_t y) {
+        return inside(y, call.height);
     };
     for (int64_t y = begin; y < end; ++y) {
         float weight[2 * FAR + 1] = {};  // of rows y - 4 to y + 4, the border repeated in both smoothings
         for (int i = -2; i <= 2; ++i)
-            for (int j = -2; j <= 2; ++j) weight[inside(inside(y + i) + j) - y + FAR] += KERNEL[i + 2] * KERNEL[j + 2];
+            for (int j = -2; j <= 2; ++j)
+                weight[row_inside(row_inside(y + i) + j) - y + FAR] += KERNEL[i + 2] * KERNEL[j + 2];
         std::memset(sums, 0, SUMS * width * sizeof(float));
-        for (int64_t other = inside(y - FAR); other <= inside(y + FAR); ++other) {
+        for (int64_t other = row_inside(y - FAR); other <= row_inside(y + FAR); ++other) {
             const float share = weight[other - y + FAR];
             const float *__restrict source = row(other, 0);
             float *__restrict sum = sums;
@@ -370,44 +371,56 @@ void evidence(const stif_rt_evidence &call, int64_t begin, int64_t end) {
         }
 }
 
-// Rows [begin, end) of the velocities that a level ends with: those that are offered, mixed, and a correction.
+// Rows [begin, end) of the velocities that a level ends with: those that are offered, mixed, and a correction. A row at
+// a time, so that cells are side by side in vectors.
 template <class I>
 void choose(const stif_rt_choose &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
-    constexpr int PADDED = 24;  // OFFERED, whole vectors
-    const int64_t width = call.width, plane = call.height * width;
-    const auto inside = [](int64_t index, int64_t size) {
-        return index < 0 ? 0 : (index < size ? index : size - 1);
-    };
-    float score[PADDED], u[PADDED] = {}, v[PADDED] = {};
-    for (int64_t y = begin; y < end; ++y)
-        for (int64_t x = 0; x < width; ++x) {
-            const int64_t cell = y * width + x;
-            const Element *const given = static_cast<const Element *>(call.scores) + cell * call.scores_stride;
-            int n = 0;
-            for (int reach = 1; reach <= 3; reach += 2)
-                for (int i = -1; i <= 1; ++i)
-                    for (int j = -1; j <= 1; ++j, ++n) {
-                        const int64_t at = inside(y + i * reach, call.height) * width + inside(x + j * reach, width);
-                        u[n] = call.velocity[at], v[n] = call.velocity[plane + at];
-                    }
-            u[n] = call.start[cell], v[n] = call.start[plane + cell];
-            float largest = -INFINITY;
-            for (int k = 0; k < OFFERED; ++k) {
-                score[k] = to_float(given[2 + k]) + call.preference[k];
-                largest = score[k] > largest ? score[k] : largest;
-            }
-            for (int k = OFFERED; k < PADDED; ++k) score[k] = -INFINITY;
-            for (int k = 0; k < PADDED; ++k) score[k] = exponential(clamp(score[k] - largest, -80, 0));
-            float total = 0, mean_u = 0, mean_v = 0;
-            for (int k = 0; k < OFFERED; ++k) {
-                total += score[k];
-                mean_u += score[k] * u[k];
-                mean_v += score[k] * v[k];
-            }
-            call.out[cell] = mean_u / total + to_float(given[0]);
-            call.out[plane + cell] = mean_v / total + to_float(given[1]);
+    constexpr int NEAR = 1, FAR = 3, ROWS = 5, GIVEN = 2 + OFFERED;
+    constexpr int ROW_OF[2][3] = {{1, 2, 3}, {0, 2, 4}};  // of those at -3, -1, 0, 1, 3, by reach
+    const int64_t width = call.width, padded = width + 2 * FAR, plane = call.height * width;
+    const auto memory = lines((GIVEN + 4) * width + 2 * ROWS * padded);
+    float *const scores = memory[0].at, *const largest = scores + GIVEN * width, *const rows = largest + 4 * width;
+    float *const total = largest + width, *const sum_u = total + width, *const sum_v = sum_u + width;
+    for (int64_t y = begin; y < end; ++y) {
+        const Element *given = static_cast<const Element *>(call.scores) + y * width * call.scores_stride;
+        for (int64_t x = 0; x < width; ++x, given += call.scores_stride)
+            for (int n = 0; n < GIVEN; ++n) scores[n * width + x] = to_float(given[n]);
+        for (int n = 0; n < 2 * ROWS; ++n) {  // the velocity around, its border repeated
+            const int64_t apart = n / 2 * 2 - 4, other = y + (apart == -4 ? -FAR : apart == 4 ? FAR : apart / 2);
+            const float *from = call.velocity + n % 2 * plane + inside(other, call.height) * width;
+            float *to = rows + n * padded;
+            for (int k = 0; k < FAR; ++k) to[k] = from[0], to[FAR + width + k] = from[width - 1];
+            std::memcpy(to + FAR, from, width * sizeof(float));
         }
+        for (int64_t x = 0; x < width; ++x) largest[x] = -INFINITY;
+        for (int k = 0; k < OFFERED; ++k) {
+            float *__restrict score = scores + (2 + k) * width, *__restrict most = largest;
+            for (int64_t x = 0; x < width; ++x) {
+                score[x] += call.preference[k];
+                most[x] = score[x] > most[x] ? score[x] : most[x];
+            }
+        }
+        std::memset(total, 0, 3 * width * sizeof(float));
+        for (int k = 0; k < OFFERED; ++k) {
+            const int reach = k < 9 ? NEAR : FAR, row = 2 * ROW_OF[k / 9 % 2][k / 3 % 3];
+            const int64_t shift = FAR + (k % 3 - 1) * reach;
+            const bool is_start = k == OFFERED - 1;
+            const float *u = is_start ? call.start + y * width : rows + row * padded + shift;
+            const float *v = is_start ? u + plane : rows + (row + 1) * padded + shift;
+            const float *__restrict score = scores + (2 + k) * width, *__restrict most = largest;
+            float *__restrict all = total, *__restrict all_u = sum_u, *__restrict all_v = sum_v;
+            for (int64_t x = 0; x < width; ++x) {
+                const float weight = exponential(clamp(score[x] - most[x], -80, 0));
+                all[x] += weight, all_u[x] += weight * u[x], all_v[x] += weight * v[x];
+            }
+        }
+        float *__restrict out = call.out + y * width;
+        for (int64_t x = 0; x < width; ++x) {
+            out[x] = sum_u[x] / total[x] + scores[x];
+            out[plane + x] = sum_v[x] / total[x] + scores[width + x];
+        }
+    }
 }
 
 }  // namespace
