@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.cases import LEARNED, MOTION
 from helpers.models import TINY, fill_model
 from helpers.native import ISAS
 
@@ -19,6 +20,16 @@ from stif_rt.ops.implicit import triton_backend
 
 BACKENDS = ["reference", "reference-bfloat16", *(f"cpu-{isa}" for isa in ISAS), "triton"]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def filled(config: Config, constant: tuple[str, ...] = ()) -> STIF:
+    """A network in which those named give a constant."""
+    model = fill_model(STIF(config))
+    for name in constant:
+        output = getattr(model.implicit_functions, name).linears[-1]
+        torch.nn.init.zeros_(output.weight)
+        torch.nn.init.constant_(output.bias, 0.1)
+    return model
 
 
 @pytest.fixture(params=BACKENDS)
@@ -40,9 +51,13 @@ def load(request, monkeypatch):
         monkeypatch.setattr(native, "load_library", lambda: library)
         monkeypatch.setenv(native.ISA_ENV_VAR, variant)
 
-    def make(config: Config = Config(**TINY, grid="centres", residual=True, flow_unit="input"), **options):  # noqa: B008
+    def make(
+        config: Config = Config(**TINY, grid="centres", residual=True, flow_unit="input"),  # noqa: B008
+        constant: tuple[str, ...] = (),
+        **options,
+    ):
         runtime = Runtime.from_model(
-            fill_model(STIF(config)), device="cpu", dtype=dtype, kernels=backend, encoder="torch", **options
+            filled(config, constant), device="cpu", dtype=dtype, kernels=backend, encoder="torch", **options
         )
         assert runtime.backend == backend
         return runtime
@@ -73,6 +88,28 @@ def test_region_of_a_variant_is_that_part_of_the_whole(load, frames, fields):
     pair = runtime.encode(*frames)
     whole = pair.render(0.3, scale=2)
     compare(pair.render(0.3, scale=2, region=(7, 11, 20, 30)), whole[:, 7:27, 11:41], runtime)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("constant", [(), ("encode_imnet",), ("flow_imnet", "encode_imnet")], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pictures_and_flow_with_constant_networks(load, frames, stride, constant):
+    """Pairs, regions and several times with networks that are left out, as PyTorch renders them with all of them."""
+    if triton_backend.interpreted() and len(constant) < 2:
+        pytest.skip("the interpreter is slow, and these kernels leave nothing out")
+    fields = (MOTION | {"front_blocks": 2 - stride}) | LEARNED
+    config = Config(**fields, feature_stride=stride)
+    runtime = load(config, constant)
+    plain = Runtime.from_model(filled(config, constant), device="cpu", dtype=runtime.dtype, kernels="reference")
+    pair, expected = runtime.encode(*frames), plain.encode(*frames)
+    torch.testing.assert_close(pair.velocity, expected.velocity, atol=1e-4, rtol=0)
+    times, region = [0.0, 0.4], (3, 5, 20, 25)
+    whole = expected.render(times, scale=1.5)
+    tolerance = 4 * TOLERANCES[runtime.dtype]  # bfloat16 rounds in other places
+    torch.testing.assert_close(pair.render(times, scale=1.5), whole, atol=tolerance, rtol=0)
+    part = pair.render(times, scale=1.5, region=region)
+    torch.testing.assert_close(part, whole[..., 3:23, 5:30], atol=tolerance, rtol=0)
+    torch.testing.assert_close(pair.flow(0.4, scale=2), expected.flow(0.4, scale=2), atol=2e-2, rtol=0)
 
 
 HALVES = pytest.param(1000, marks=pytest.mark.emulated)

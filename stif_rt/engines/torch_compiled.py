@@ -62,7 +62,7 @@ class CompiledEngine(TorchEngine):
         return self._run(self._extract, self.encoder.extract, frames, matching)
 
     @torch.inference_mode()
-    def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None) -> Features:
+    def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None, maps: bool = True) -> Features:
         return self._run(self._merge, self.encoder.merge, [first, second], velocity)
 
     def _run(self, compiled: Callable[..., R], eager: Callable[..., R], *args: object) -> R:

@@ -46,8 +46,14 @@ class TorchEngine:
         return self.encoder.extract(frames.to(memory_format=torch.channels_last), matching)
 
     @torch.inference_mode()
-    def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None) -> Features:
-        """The part that knows both frames of a pair. velocity: see ``Engine``."""
+    def merge(self, first: Extracted, second: Extracted, velocity: Tensor | None = None, maps: bool = True) -> Features:
+        """The part that knows both frames of a pair.
+
+        velocity: see ``Engine``. maps: whether anything will read the maps; a compact encoder then makes them with
+        cells only if so.
+        """
+        if not maps and isinstance(self.encoder, CompactEncoder):
+            return self.encoder.merge([first, second], velocity, maps=False)
         return self.encoder.merge([first, second], velocity)
 
     @torch.inference_mode()

@@ -64,13 +64,15 @@ class CompactEncoder(nn.Module):
     def _on_the_maps_grid(self, velocity: Tensor) -> Tensor:
         return resize(velocity, HEAD_STRIDE // self.config.feature_stride)
 
-    def merge(self, pair: list[Extracted], velocity: Tensor | None = None) -> Features:
-        """The part that knows both frames."""
+    def merge(self, pair: list[Extracted], velocity: Tensor | None = None, maps: bool = True) -> Features:
+        """The part that knows both frames. maps: whether the maps are wanted, which are without cells if not."""
         (map0, matches0), (map1, matches1) = pair
         if velocity is None:
             v = self._on_the_maps_grid(self.velocity_head(matches0, matches1).velocity)
         else:
             v = F.avg_pool2d(velocity.float(), self.config.feature_stride)
+        if not maps:
+            return Features(map0.new_empty(len(v), 3, CHANNELS, 0, 0), v)
         return self.align(map0, map1, v)
 
     def align(self, map0: Tensor, map1: Tensor, v: Tensor) -> Features:

@@ -326,7 +326,7 @@ class Runtime:
             first, second = (self._extract(frame, self._engine, velocity is None) for frame in (first, second))
             given = None if velocity is None else pad(velocity, multiple)
             if self._encoder_graphs is None:
-                features = self._engine.merge(first.extracted, second.extracted, given)
+                features = self._engine.merge(first.extracted, second.extracted, given, kernels.reads_maps)
             else:
                 shape = torch.Size((B, 3, h + -h % multiple, w + -w % multiple))
                 features = self._encoder_graphs.merge(first.extracted, second.extracted, given, shape)

@@ -53,6 +53,7 @@ class GpuKernels(ABC):
     """``Kernels`` by two launches a frame; several times of a pair as many, or one more where F is shared by them."""
 
     name: str
+    reads_maps = True
 
     def __init__(self, weights: FoldedWeights, dtype: torch.dtype) -> None:
         self.config = weights.config

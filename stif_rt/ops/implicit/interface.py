@@ -95,6 +95,8 @@ class Kernels(Protocol):
     """The backend's, as in ``BACKENDS``."""
     dtype: torch.dtype
     """What products are computed in."""
+    reads_maps: bool
+    """Whether ``project`` reads the maps of its features, as all do but those that leave out constant networks."""
 
     def project(self, features: Features, frames: Tensor) -> Projections:
         """features: from the encoder, without what the padding added. frames: [B, 2, 3, h, w], RGB in [0, 1]."""

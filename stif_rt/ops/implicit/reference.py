@@ -47,6 +47,7 @@ class ReferenceKernels:
     """See the module's docstring, and ``Kernels`` for the shapes."""
 
     name = "reference"
+    reads_maps = True
 
     def __init__(self, weights: FoldedWeights, dtype: torch.dtype = torch.float32) -> None:
         self.weights = weights
