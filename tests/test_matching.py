@@ -81,6 +81,17 @@ def test_unusable_flows_read_the_border(library, isa, value):
     assert torch.equal(warped, corner[..., None, None].expand_as(warped))
 
 
+@pytest.mark.parametrize("channels", [1, 32, 48, 61])
+@pytest.mark.parametrize("shape", CASES)
+def test_prelu(library, isa, shape, channels):
+    B, _, h, w = shape
+    torch.manual_seed(1)
+    x, slopes = torch.randn(B, channels, h, w).to(isa.dtype), torch.randn(channels)
+    x[..., 0, 0] = 0
+    given = x.clone(memory_format=torch.channels_last)
+    close(cpu.prelu((library, isa), given, slopes), reference.prelu(x.float(), slopes), isa.dtype, 1e-6)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", CASES)
 def test_normalise(library, isa, shape, layout):

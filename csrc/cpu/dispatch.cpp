@@ -10,8 +10,8 @@
 namespace stif_rt {
 namespace {
 
-// What a thread takes at a time: rows of a map, and units that have rows and columns.
-constexpr int64_t CHUNK_ROWS = 8, CHUNK_UNITS = 2;
+// What a thread takes at a time: cells or rows of a map, and units that have rows and columns.
+constexpr int64_t CHUNK_CELLS = 4096, CHUNK_ROWS = 8, CHUNK_UNITS = 2;
 
 // By preference. What the build could not compile is not listed.
 const Isa *const ISAS[] = {
@@ -78,15 +78,16 @@ int32_t in_parallel(int64_t count, int64_t chunk, int32_t threads, Body body) {
 
 using namespace stif_rt;
 
-void stif_rt_sizes(int64_t sizes[8]) {
+void stif_rt_sizes(int64_t sizes[9]) {
     sizes[0] = sizeof(stif_rt_implicit);
     sizes[1] = sizeof(stif_rt_decode);
     sizes[2] = sizeof(stif_rt_deform_conv);
     sizes[3] = sizeof(stif_rt_warp);
-    sizes[4] = sizeof(stif_rt_normalise);
-    sizes[5] = sizeof(stif_rt_gauss_newton);
-    sizes[6] = sizeof(stif_rt_evidence);
-    sizes[7] = sizeof(stif_rt_choose);
+    sizes[4] = sizeof(stif_rt_prelu);
+    sizes[5] = sizeof(stif_rt_normalise);
+    sizes[6] = sizeof(stif_rt_gauss_newton);
+    sizes[7] = sizeof(stif_rt_evidence);
+    sizes[8] = sizeof(stif_rt_choose);
 }
 
 int32_t stif_rt_isa_count(void) {
@@ -141,6 +142,12 @@ int32_t stif_rt_run_warp(int32_t isa, const stif_rt_warp *call, int32_t threads)
     const Isa &set = *ISAS[isa];
     return in_parallel(call->height, CHUNK_ROWS, threads,
                        [&](int64_t begin, int64_t end) { set.warp(*call, begin, end); });
+}
+
+int32_t stif_rt_run_prelu(int32_t isa, const stif_rt_prelu *call, int32_t threads) {
+    const Isa &set = *ISAS[isa];
+    return in_parallel(call->cells, CHUNK_CELLS, threads,
+                       [&](int64_t begin, int64_t end) { set.prelu(*call, begin, end); });
 }
 
 int32_t stif_rt_run_normalise(int32_t isa, const stif_rt_normalise *call, int32_t threads) {

@@ -18,8 +18,9 @@ struct Isa {
     void (*decode)(const stif_rt_decode &, int64_t begin, int64_t end);
     void (*deform_conv)(const stif_rt_deform_conv &, int64_t begin, int64_t end);
     void (*sine)(const float *, float *, int64_t);
-    // The velocity head: rows [begin, end) of the map; of `normalise` and `products` units, which they define.
+    // The velocity head: rows [begin, end) of the map; of `prelu` cells, of `normalise` and `products` units.
     void (*warp)(const stif_rt_warp &, int64_t begin, int64_t end);
+    void (*prelu)(const stif_rt_prelu &, int64_t begin, int64_t end);
     void (*normalise)(const stif_rt_normalise &, int64_t begin, int64_t end);
     void (*products)(const stif_rt_gauss_newton &, int64_t begin, int64_t end);
     void (*solve)(const stif_rt_gauss_newton &, int64_t begin, int64_t end);

@@ -15,15 +15,15 @@ namespace {  // every source has its own copy, compiled with its own flags
 
 template <class I>
 constexpr Isa describe(const char *name, const char *(*unavailable)()) {
-    return {name,         sizeof(typename I::Element) == 2,
-            I::lanes,     I::kr,
-            I::k_align,   I::tile_pixels,
-            unavailable,  implicit<I>,
-            decode<I>,    deform_conv<I>,
-            sine_all<I>,  warp<I>,
-            normalise<I>, products<I>,
-            solve<I>,     evidence<I>,
-            choose<I>};
+    return {name,        sizeof(typename I::Element) == 2,
+            I::lanes,    I::kr,
+            I::k_align,  I::tile_pixels,
+            unavailable, implicit<I>,
+            decode<I>,   deform_conv<I>,
+            sine_all<I>, warp<I>,
+            prelu<I>,    normalise<I>,
+            products<I>, solve<I>,
+            evidence<I>, choose<I>};
 }
 
 }  // namespace

@@ -89,6 +89,22 @@ void warp(const stif_rt_warp &call, int64_t begin, int64_t end) {
         }
 }
 
+// Cells [begin, end): x where it is positive, else its channel's slope times x; in place.
+template <class I>
+void prelu(const stif_rt_prelu &call, int64_t begin, int64_t end) {
+    using Element = typename I::Element;
+    const int channels = int(call.channels);
+    alignas(64) float sum[STIF_RT_WIDEST] = {};
+    for (int64_t cell = begin; cell < end; ++cell) {
+        const Element *__restrict x = static_cast<const Element *>(call.x) + cell * channels;
+        for (int c = 0; c < channels; ++c) {
+            const float value = to_float(x[c]);
+            sum[c] = value > 0 ? value : call.slopes[c] * value;
+        }
+        write_channels<I>(sum, channels, call.x, cell * channels);
+    }
+}
+
 // BLOCK channels of a cell, of which `count` are there and the others 0. end: where the map does.
 inline void load_block(const float *from, int count, const float *end, float *__restrict to) {
     if (count >= BLOCK) {

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import HEAD_STRIDE, LEVELS
-from stif_rt.ops.matching import OFFERED, choose, evidence, gauss_newton, normalise, smooth, warp_both
+from stif_rt.ops.matching import OFFERED, choose, evidence, gauss_newton, normalise, prelu, smooth, warp_both
 
 SEEN, CONTEXT, HIDDEN = 16, 32, 48
 """Channels of each frame that the small networks see, that one level hands to the next, and of their layers."""
@@ -80,9 +80,9 @@ class VelocityHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first = PYRAMID[0].width
-        levels = [nn.Sequential(_conv(3 * HEAD_STRIDE**2, first), nn.PReLU(first), Block(first))]
+        levels = [nn.Sequential(_conv(3 * HEAD_STRIDE**2, first), PReLU(first), Block(first))]
         for finer, coarser in itertools.pairwise(level.width for level in PYRAMID):
-            levels.append(nn.Sequential(_conv(finer, coarser, 4, 2), nn.PReLU(coarser), Block(coarser)))
+            levels.append(nn.Sequential(_conv(finer, coarser, 4, 2), PReLU(coarser), Block(coarser)))
         self.pyramid = nn.ModuleList(levels)
         self.decision, self.preference = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(1.0))
         self.steps = nn.ModuleList(Step(level) for level in PYRAMID)
@@ -133,6 +133,13 @@ class VelocityHead(nn.Module):
         return weight * (still / VISIBLE).clamp(max=1)
 
 
+class PReLU(nn.PReLU):
+    """Of a convolution's output, which nothing else reads: it may be overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return prelu(x, self.weight)
+
+
 class Block(nn.Module):
     """x + conv(PReLU(conv(x)))."""
 
@@ -140,7 +147,7 @@ class Block(nn.Module):
         super().__init__()
         last = _conv(width, width)
         nn.init.normal_(last.weight, std=0.3 * math.sqrt(GAIN / last.weight[0].numel()))
-        self.body = nn.Sequential(_conv(width, width), nn.PReLU(width), last)
+        self.body = nn.Sequential(_conv(width, width), PReLU(width), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -158,9 +165,9 @@ class Step(nn.Module):
         colours, learned = level.gains
         self.gain = nn.Parameter(torch.tensor((*(colours,) * 3, *(learned,) * level.match)).view(-1, 1, 1))
         self.body = nn.Sequential(
-            _conv(2 * SEEN + 8 + CONTEXT, HIDDEN), nn.PReLU(HIDDEN),
-            _conv(HIDDEN, HIDDEN), nn.PReLU(HIDDEN),
-            _conv(HIDDEN, CONTEXT), nn.PReLU(CONTEXT),
+            _conv(2 * SEEN + 8 + CONTEXT, HIDDEN), PReLU(HIDDEN),
+            _conv(HIDDEN, HIDDEN), PReLU(HIDDEN),
+            _conv(HIDDEN, CONTEXT), PReLU(CONTEXT),
         )  # fmt: skip
         self.register_buffer("offered", torch.tensor(PREFERENCE, device="cpu").view(1, -1, 1, 1), persistent=False)
         self.out = _conv(CONTEXT, 2 + OFFERED)  # a correction, and how much of each velocity that is offered

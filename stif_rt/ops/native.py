@@ -135,6 +135,12 @@ class Warp(ctypes.Structure):
     )
 
 
+class PReLU(ctypes.Structure):
+    """``stif_rt_prelu`` of ``csrc/include/stif_rt/cpu.h``: a call of the activation."""
+
+    _fields_ = (("cells", c_int64), ("channels", c_int64), ("x", c_void_p), ("slopes", c_void_p))
+
+
 class Normalise(ctypes.Structure):
     """``stif_rt_normalise`` of ``csrc/include/stif_rt/cpu.h``: a call of the normalisation."""
 
@@ -209,6 +215,7 @@ CALLS: dict[str, type[ctypes.Structure]] = {
     "decode": Decode,
     "deform_conv": DeformConv,
     "warp": Warp,
+    "prelu": PReLU,
     "normalise": Normalise,
     "gauss_newton": GaussNewton,
     "evidence": Evidence,

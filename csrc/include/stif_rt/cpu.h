@@ -126,6 +126,13 @@ typedef struct {
     void *out;         /* Element [height, width, channels] */
 } stif_rt_warp;
 
+/* A map whose negative values are multiplied by their channel's slope, in place. */
+typedef struct {
+    int64_t cells, channels; /* at most STIF_RT_WIDEST channels */
+    void *x;                 /* Element [cells, channels] */
+    const float *slopes;     /* [channels] */
+} stif_rt_prelu;
+
 /* Both frames' maps less their mean over both frames and 17 x 17 cells around, over their deviation there. */
 typedef struct {
     int64_t height, width, channels;
@@ -172,13 +179,14 @@ typedef struct {
 
 /* Sizes in bytes of the structures above from stif_rt_implicit on, in that order: the ABI check of a caller, which
  * must not go on where its own differ. */
-STIF_RT_API void stif_rt_sizes(int64_t sizes[8]);
+STIF_RT_API void stif_rt_sizes(int64_t sizes[9]);
 
 /* Each returns 0, or 1 where memory or threads cannot be had. threads: at most so many, the caller's included. */
 STIF_RT_API int32_t stif_rt_run_implicit(int32_t isa, const stif_rt_implicit *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_decode(int32_t isa, const stif_rt_decode *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_deform_conv(int32_t isa, const stif_rt_deform_conv *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_warp(int32_t isa, const stif_rt_warp *arguments, int32_t threads);
+STIF_RT_API int32_t stif_rt_run_prelu(int32_t isa, const stif_rt_prelu *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_normalise(int32_t isa, const stif_rt_normalise *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_gauss_newton(int32_t isa, const stif_rt_gauss_newton *arguments, int32_t threads);
 STIF_RT_API int32_t stif_rt_run_evidence(int32_t isa, const stif_rt_evidence *arguments, int32_t threads);

@@ -12,7 +12,7 @@ from stif_rt.ops import native
 from stif_rt.ops.matching import cpu, reference
 from stif_rt.ops.matching.reference import OFFERED, is_exporting, smooth
 
-__all__ = ["OFFERED", "choose", "evidence", "gauss_newton", "normalise", "smooth", "warp", "warp_both"]
+__all__ = ["OFFERED", "choose", "evidence", "gauss_newton", "normalise", "prelu", "smooth", "warp", "warp_both"]
 
 
 def selected_isa(x: Tensor, dtype: torch.dtype) -> cpu.Selected | None:
@@ -29,6 +29,14 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     """See ``reference.warp``."""
     selected = selected_isa(maps, maps.dtype)
     return reference.warp(maps, flow) if selected is None else cpu.warp(selected, maps, flow)
+
+
+def prelu(x: Tensor, slopes: Tensor) -> Tensor:
+    """See ``reference.prelu``. x is overwritten where that is faster: nothing else may read it."""
+    selected = selected_isa(x, x.dtype)
+    if selected is None or not x.is_contiguous(memory_format=torch.channels_last):
+        return reference.prelu(x, slopes)
+    return cpu.prelu(selected, x, slopes)
 
 
 def warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,15 @@ def warp(selected: Selected, maps: Tensor, flow: Tensor) -> Tensor:
     return out
 
 
+def prelu(selected: Selected, x: Tensor, slopes: Tensor) -> Tensor:
+    """``reference.prelu`` of channels-last maps, in place."""
+    B, C, h, w = x.shape
+    _check_count(C, MOST_CHANNELS)
+    slopes = slopes.float().contiguous()
+    _run("prelu", selected, native.PReLU(B * h * w, C, x.data_ptr(), slopes.data_ptr()))
+    return x
+
+
 def normalise(selected: Selected, first: Tensor, second: Tensor) -> Tensor:
     """``reference.normalise``; a cell of the pair has room for channels up to a multiple of BLOCK, which are 0."""
     B, C, h, w = first.shape

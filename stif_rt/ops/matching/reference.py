@@ -30,6 +30,11 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     return sampled.to(maps.dtype)
 
 
+def prelu(x: Tensor, slopes: Tensor) -> Tensor:
+    """x where it is positive, else its channel's slope times x. slopes: [C]."""
+    return F.prelu(x, slopes)
+
+
 def normalise(first: Tensor, second: Tensor) -> Tensor:
     """Each channel of both frames' maps less its mean over both and a neighbourhood, over its deviation there, as a
     pair."""
