@@ -73,6 +73,15 @@ def conv_relu(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return _fused(layer, x, "relu", []) if _fuses(x) else F.relu_(layer(x))
 
 
+def conv_add(layer: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
+    """layer(x) + other, likewise."""
+    if not _fuses(x) or other.dtype != x.dtype:
+        return layer(x).add_(other)
+    geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+    convolve = torch.ops.mkldnn._convolution_pointwise.binary
+    return convolve(x, other, layer.weight, layer.bias, *geometry, "add", 1.0, None, [], None)
+
+
 def _fused(layer: nn.Conv2d, x: Tensor, activation: str, numbers: list[float]) -> Tensor:
     geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
     return torch.ops.mkldnn._convolution_pointwise(x, layer.weight, layer.bias, *geometry, activation, numbers, "")
@@ -114,7 +123,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, and the result: [B, C, h, w]."""
-        return self.conv2(conv_relu(self.conv1, x)).add_(x)
+        return conv_add(self.conv2, conv_relu(self.conv1, x), x)
 
 
 class DeformableConv(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stif_rt.model.config import HEAD_STRIDE, LEVELS
+from stif_rt.model.encoder import conv_add
 from stif_rt.ops.matching import OFFERED, choose, evidence, gauss_newton, normalise, prelu, smooth, warp_both
 
 SEEN, CONTEXT, HIDDEN = 16, 32, 48
@@ -150,7 +151,8 @@ class Block(nn.Module):
         self.body = nn.Sequential(_conv(width, width), PReLU(width), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        first, activation, last = self.body
+        return conv_add(cast(nn.Conv2d, last), activation(first(x)), x)
 
 
 class Step(nn.Module):
