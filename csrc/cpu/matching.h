@@ -393,7 +393,8 @@ template <class I>
 void choose(const stif_rt_choose &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
     constexpr int NEAR = 1, FAR = 3, ROWS = 5, GIVEN = 2 + OFFERED;
-    constexpr int ROW_OF[2][3] = {{1, 2, 3}, {0, 2, 4}};  // of those at -3, -1, 0, 1, 3, by reach
+    constexpr int64_t APART[ROWS] = {-FAR, -NEAR, 0, NEAR, FAR};
+    constexpr int ROW_OF[2][3] = {{1, 2, 3}, {0, 2, 4}};  // of APART, by reach
     const int64_t width = call.width, padded = width + 2 * FAR, plane = call.height * width;
     const auto memory = lines((GIVEN + 4) * width + 2 * ROWS * padded);
     float *const scores = memory[0].at, *const largest = scores + GIVEN * width, *const rows = largest + 4 * width;
@@ -403,8 +404,7 @@ void choose(const stif_rt_choose &call, int64_t begin, int64_t end) {
         for (int64_t x = 0; x < width; ++x, given += call.scores_stride)
             for (int n = 0; n < GIVEN; ++n) scores[n * width + x] = to_float(given[n]);
         for (int n = 0; n < 2 * ROWS; ++n) {  // the velocity around, its border repeated
-            const int64_t apart = n / 2 * 2 - 4, other = y + (apart == -4 ? -FAR : apart == 4 ? FAR : apart / 2);
-            const float *from = call.velocity + n % 2 * plane + inside(other, call.height) * width;
+            const float *from = call.velocity + n % 2 * plane + inside(y + APART[n / 2], call.height) * width;
             float *to = rows + n * padded;
             for (int k = 0; k < FAR; ++k) to[k] = from[0], to[FAR + width + k] = from[width - 1];
             std::memcpy(to + FAR, from, width * sizeof(float));
