@@ -168,8 +168,9 @@ def encoder_rows(paper: STIF) -> list[Row]:
             frames = torch.rand(2, 3, *INPUTS)  # new ones, so that nothing is kept from the pair before
             return engine(pad(frames, multiple)[None])
 
-        with FlopCounterMode(display=False) as counter:
-            run()
+        # not in inference mode, in which convolutions are fused with what follows: those are not counted
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.encoder(pad(torch.rand(2, 3, *INPUTS), model.config.multiple)[None])
         rows.append(Row(f"encoder, a pair, {name}", run, counter.get_total_flops() // 2, floor.name))
     return rows
 
