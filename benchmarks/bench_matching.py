@@ -19,7 +19,7 @@ COSTS = {  # operations of arithmetic, and numbers read and written once, of a c
     "warp": (7 * CHANNELS, 2 * CHANNELS + 2),
     "normalise": (14 * CHANNELS, 4 * CHANNELS),
     "gauss_newton": (34 * (3 + MATCH) + 250, 2 * (3 + MATCH) + 9),
-    "prelu": (2 * CHANNELS, 2 * CHANNELS),
+    "prelu": (2 * CONTEXT, 2 * CONTEXT),
     "evidence": (15 * (MATCH + SEEN), 2 * (MATCH + SEEN) + 7 + CONTEXT + 2 * SEEN + 8 + CONTEXT),
     "choose": (15 * matching.OFFERED, matching.OFFERED + 2 + 6),
 }
@@ -43,7 +43,7 @@ def test_matching(measure: Any, case: Case, form: str, operation: str, device: s
         "warp": (first, v),
         "normalise": (first, second),
         "gauss_newton": (pair[:, :, : 3 + MATCH], v, *(x.to(device) for x in (gain, damping, tolerance)), 1),
-        "prelu": (first, torch.rand(CHANNELS, device=device)),
+        "prelu": (maps(CONTEXT), torch.rand(CONTEXT, device=device)),
         "evidence": (pair[:, :, 3:], MATCH, v, start, maps(3).contiguous(), maps(CONTEXT), torch.float32),
         "choose": (maps(2 + matching.OFFERED), torch.zeros(1, matching.OFFERED, 1, 1, device=device), v, start),
     }[operation]

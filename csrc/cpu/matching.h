@@ -93,15 +93,21 @@ void warp(const stif_rt_warp &call, int64_t begin, int64_t end) {
 template <class I>
 void prelu(const stif_rt_prelu &call, int64_t begin, int64_t end) {
     using Element = typename I::Element;
-    const int channels = int(call.channels);
-    alignas(64) float sum[STIF_RT_WIDEST] = {};
+    const int channels = int(call.channels), whole = channels / BLOCK * BLOCK;
+    const float *const slopes = call.slopes;
+    const auto activate = [&](float value, int c) {  // without a branch, which would be guessed wrong
+        const float positive = value < 0 ? 0 : value, negative = value < 0 ? value : 0;
+        return positive + slopes[c] * negative;
+    };
+    alignas(64) float block[BLOCK] = {};
     for (int64_t cell = begin; cell < end; ++cell) {
-        const Element *__restrict x = static_cast<const Element *>(call.x) + cell * channels;
-        for (int c = 0; c < channels; ++c) {
-            const float value = to_float(x[c]);
-            sum[c] = value > 0 ? value : call.slopes[c] * value;
+        Element *const x = static_cast<Element *>(call.x) + cell * channels;
+        for (int c = 0; c < whole; c += BLOCK) {
+            for (int e = 0; e < BLOCK; ++e) block[e] = activate(to_float(x[c + e]), c + e);
+            convert<I>(block, x + c, BLOCK);
         }
-        write_channels<I>(sum, channels, call.x, cell * channels);
+        for (int c = whole; c < channels; ++c) block[c - whole] = activate(to_float(x[c]), c);
+        if (whole < channels) write_channels<I>(block, channels - whole, x, whole);
     }
 }
 
