@@ -99,10 +99,11 @@ class VelocityHead(nn.Module):
     def extract(self, frames: Tensor) -> tuple[Tensor, Matches]:
         """The part that knows one frame at a time: the finest map, and what is matched."""
         x = finest = self.finest(frames)
+        colours = frames.float()
         matches = []
         for number, (level, step) in enumerate(zip(self.pyramid, self.steps, strict=True)):
             x = level(x) if number else finest
-            colours = F.avg_pool2d(frames.float(), HEAD_STRIDE << number)
+            colours = F.avg_pool2d(colours, 2 if number else HEAD_STRIDE)  # of the level before
             matches.append(torch.cat((colours, cast(Step, step).project(x).float()), 1))
         return finest, tuple(matches)
 
