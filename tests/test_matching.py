@@ -178,6 +178,22 @@ def test_more_channels_than_there_is_room_for_are_refused(library, isa, channels
         function((library, isa), pair[0] if function is cpu.warp else pair, torch.zeros(1, 2, 2, 3), *rest)
 
 
+@pytest.mark.parametrize("name", ["avx512_bf16", "avx2"])
+def test_a_forced_instruction_set_runs_what_is_float32_in_all(monkeypatch, name):
+    library = matching.native.load_library()
+    if isinstance(library, str) or next((isa.unavailable for isa in library.isas if isa.name == name), "missing"):
+        pytest.skip(f"{name} cannot run here")
+    monkeypatch.setenv(matching.native.ISA_ENV_VAR, name)
+    first, second = matches(SHAPES[0])
+    with torch.inference_mode():
+        selected = matching.any_isa(first)
+        torch.testing.assert_close(
+            matching.normalise(first, second), reference.normalise(first, second), atol=2e-3, rtol=1e-3
+        )
+    assert selected is not None
+    assert selected[1].name == name
+
+
 def test_gradients_pass_through_the_reference():
     maps = torch.rand(1, 3, 5, 6, requires_grad=True)
     matching.warp(maps, torch.ones(1, 2, 5, 6)).sum().backward()

@@ -25,6 +25,11 @@ def selected_isa(x: Tensor, dtype: torch.dtype) -> cpu.Selected | None:
     return None if isinstance(selected, str) else selected
 
 
+def any_isa(x: Tensor) -> cpu.Selected | None:
+    """The same for what is float32 in every instruction set: also one with other products, where that is forced."""
+    return selected_isa(x, torch.float32) or selected_isa(x, torch.bfloat16)
+
+
 def warp(maps: Tensor, flow: Tensor) -> Tensor:
     """See ``reference.warp``."""
     selected = selected_isa(maps, maps.dtype)
@@ -46,7 +51,7 @@ def warp_both(pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalise(first: Tensor, second: Tensor) -> Tensor:
     """See ``reference.normalise``."""
-    selected = selected_isa(first, torch.float32)
+    selected = any_isa(first)
     return reference.normalise(first, second) if selected is None else cpu.normalise(selected, first, second)
 
 
@@ -55,7 +60,7 @@ def gauss_newton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.gauss_newton``."""
     given = (pair, v, gain, damping, tolerance, iterations)
-    selected = selected_isa(pair, torch.float32)
+    selected = any_isa(pair)
     return reference.gauss_newton(*given) if selected is None else cpu.gauss_newton(selected, *given)
 
 
